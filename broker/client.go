@@ -1,0 +1,300 @@
+package broker
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/ledger"
+	"pairsync/internal/moment"
+	"pairsync/internal/token"
+)
+
+// takeoverWait bounds how long a CONNECT waits for the end of the connection
+// whose session it takes over: it gets its CONNACK within a second whatever
+// the old one does.
+const (
+	takeoverWait = 900 * time.Millisecond
+	farewellWait = 500 * time.Millisecond // for a DISCONNECT to be written
+)
+
+// client is one connection that has been let in. Its goroutines are the
+// connection's reader (mochi's, on which every hook runs) and its pump.
+type client struct {
+	b      *Broker
+	cl     *mqtt.Client
+	nc     *conn
+	ctx    context.Context
+	who    token.Principal
+	serial uint64
+	sess   *session // nil for an admin, whose sessions are mochi's
+	window int
+
+	can    atomic.Pointer[rights]
+	expiry *time.Timer // ends the connection with its token; nil without exp
+
+	wake   chan struct{} // capacity 1: there may be something to write
+	closed chan struct{} // closed by detach: the pump ends
+	done   chan struct{} // closed when detach is through
+	pump   sync.WaitGroup
+
+	room chan struct{} // one per publish that is not answered yet
+
+	mu       sync.Mutex // guards the fields below
+	replies  []*reply   // in the order of the publishes
+	out      []outgoing // ephemeral and retained values to write
+	outBytes int
+	watches  map[ledger.LogID]func() // stops of ledger watches
+	refused  bool                    // a 3.1.1 publish was refused: on its way out
+
+	// retain is what the SUBSCRIBE that is being processed asks for; used on
+	// the reader's goroutine only.
+	retain []subscription
+	// present is what CONNACK says about the session.
+	present bool
+}
+
+func (c *client) v5() bool { return c.cl.Properties.ProtocolVersion >= 5 }
+
+// app reports whether this is one of the user's app sessions, which the
+// bridge holds: the ones that make a user online.
+func (c *client) app() bool { return c.sess != nil && isAppName(c.sess.name) }
+
+// isAppName reports whether a client id is reserved for the bridge.
+func isAppName(name string) bool { return name == "app" || strings.HasPrefix(name, "app-") }
+
+// poke wakes the pump. It never blocks.
+func (c *client) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// end disconnects the client with a reason and returns at once. A 3.1.1
+// client gets no DISCONNECT: that version has none from the server.
+func (c *client) end(code packets.Code) {
+	c.nc.endBy(time.Now().Add(farewellWait))
+	if !c.v5() {
+		c.cl.Stop(code)
+		return
+	}
+	go func() { // ends within farewellWait, because every write does
+		pk := packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Disconnect},
+			ReasonCode:  code.Code,
+			Properties:  packets.Properties{ReasonString: code.Reason},
+		}
+		_ = c.cl.WritePacket(pk) // the connection ends in either case
+		c.cl.Stop(code)
+	}()
+}
+
+// attach makes c the connection of its id: an older one is ended and waited
+// for, within takeoverWait. It runs on the reader's goroutine, before CONNACK.
+func (b *Broker) attach(c *client) {
+	b.mu.Lock()
+	b.serial++
+	c.serial = b.serial
+	old := b.clients[c.cl.ID]
+	b.clients[c.cl.ID] = c
+	b.mu.Unlock()
+	if old == nil {
+		return
+	}
+	old.end(packets.ErrSessionTakenOver)
+	timer := time.NewTimer(takeoverWait)
+	defer timer.Stop()
+	select {
+	case <-old.done:
+	case <-timer.C:
+		old.cl.Stop(packets.ErrSessionTakenOver)
+	}
+}
+
+// established starts the pump; CONNACK has been written.
+func (b *Broker) established(c *client) {
+	b.metrics.connects.Inc()
+	if c.sess != nil {
+		c.watchLogs()
+	}
+	c.pump.Go(c.run)
+	c.poke()
+	b.mu.Lock()
+	if c.sess == nil {
+		b.admins[c] = true
+	} else {
+		b.user(c.who.User).clients[c] = true
+	}
+	b.mu.Unlock()
+	b.refreshRights(c)
+	b.presenceChanged(c.who.User)
+	if c.sess != nil && c.present {
+		c.sendRetained(c.sess.filters())
+	}
+}
+
+// detach ends what belongs to the connection, after its reader has returned.
+func (b *Broker) detach(c *client) {
+	if c.expiry != nil {
+		c.expiry.Stop()
+	}
+	c.cl.Stop(nil) // does nothing if it is stopped, as it is but for a panic
+	close(c.closed)
+	c.pump.Wait()
+	c.mu.Lock()
+	for _, stop := range c.watches {
+		stop()
+	}
+	c.watches = nil
+	c.mu.Unlock()
+	c.settleReplies()
+	if c.sess != nil {
+		b.release(c)
+		b.forgetClient(c)
+	}
+	b.mu.Lock()
+	if b.clients[c.cl.ID] == c {
+		delete(b.clients, c.cl.ID)
+	}
+	delete(b.admins, c)
+	delete(b.user(c.who.User).clients, c)
+	b.dropUser(c.who.User)
+	b.mu.Unlock()
+	b.presenceChanged(c.who.User)
+	close(c.done)
+}
+
+// forgetClient takes the connection out of mochi: an offline session is ours
+// alone, so that it costs a record and nothing else.
+func (b *Broker) forgetClient(c *client) {
+	if cur, ok := b.mq.Clients.Get(c.cl.ID); ok && cur == c.cl {
+		b.mq.UnsubscribeClient(c.cl)
+		b.mq.Clients.Delete(c.cl.ID)
+	}
+}
+
+// watchLogs keeps one ledger watch for each log that the session follows.
+func (c *client) watchLogs() {
+	c.sess.mu.Lock()
+	logs := c.sess.logs()
+	c.sess.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for log, stop := range c.watches {
+		if !slices.Contains(logs, log) {
+			stop()
+			delete(c.watches, log)
+		}
+	}
+	for _, log := range logs {
+		if _, ok := c.watches[log]; !ok {
+			c.watches[log] = c.b.deps.Ledger.Watch(log, c.poke)
+		}
+	}
+}
+
+// user returns the record of id, made where needed; b.mu is held.
+func (b *Broker) user(id string) *user {
+	u := b.users[id]
+	if u == nil {
+		u = &user{clients: map[*client]bool{}, sessions: map[string]*session{}}
+		b.users[id] = u
+	}
+	return u
+}
+
+// dropUser forgets a user of whom nothing is left; b.mu is held.
+func (b *Broker) dropUser(id string) {
+	if u := b.users[id]; u != nil && len(u.clients) == 0 && len(u.sessions) == 0 {
+		delete(b.users, id)
+	}
+}
+
+// refreshRights recomputes what c may do; for a change of its user's pair.
+func (b *Broker) refreshRights(c *client) { c.can.Store(rightsOf(c.who, b.deps.Registry)) }
+
+// outgoing is an ephemeral message or a retained value on its way out, always
+// at QoS 0.
+type outgoing struct {
+	topic       string
+	payload     []byte
+	contentType string
+	props       []packets.UserProperty
+	retained    bool // a stored value, told on subscribe or resume
+	asPublished bool // the publish carried RETAIN; for Retain As Published
+	ids         []int
+}
+
+// The bounds of what waits to be written to one client besides moments; what
+// is over them is dropped, as QoS 0 allows.
+const (
+	maxOut      = 64
+	maxOutBytes = 1 << 20
+)
+
+// push queues o for the client if it may read it and a filter matches. A
+// filter with No Local does not match what the client itself published.
+func (c *client) push(o outgoing, latest bool, origin *client) {
+	if !c.can.Load().read(o.topic) {
+		return
+	}
+	match, ids, rap := c.matchLive(o.topic, latest, c == origin)
+	if !match {
+		return
+	}
+	o.ids = ids
+	o.asPublished = o.asPublished && rap
+	c.enqueue(o)
+}
+
+func (c *client) enqueue(o outgoing) {
+	c.mu.Lock()
+	full := len(c.out) > 0 && (len(c.out) >= maxOut || c.outBytes+len(o.payload) > maxOutBytes)
+	if !full {
+		c.out = append(c.out, o)
+		c.outBytes += len(o.payload)
+	}
+	c.mu.Unlock()
+	if full {
+		c.b.metrics.dropped.Inc()
+		return
+	}
+	c.poke()
+}
+
+func (c *client) matchLive(topic string, latest, own bool) (ok bool, ids []int, rap bool) {
+	if c.sess != nil {
+		return c.sess.matchLive(topic, latest, own)
+	}
+	for _, f := range c.cl.State.Subscriptions.GetAll() {
+		if !latest && moment.Match(f.Filter, topic) && !(f.NoLocal && own) {
+			ok, rap = true, rap || f.RetainAsPublished
+		}
+	}
+	return ok, nil, rap
+}
+
+// audience returns the connected clients of users, and the admins.
+func (b *Broker) audience(users ...string) []*client {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	var out []*client
+	for _, id := range users {
+		if u := b.users[id]; u != nil {
+			for c := range u.clients {
+				out = append(out, c)
+			}
+		}
+	}
+	for c := range b.admins {
+		out = append(out, c)
+	}
+	return out
+}

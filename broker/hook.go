@@ -1,0 +1,144 @@
+package broker
+
+import (
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/token"
+)
+
+// hook joins the broker to mochi. It is the only hook: mochi takes the OR of
+// what several hooks say about authentication and ACL.
+type hook struct {
+	mqtt.HookBase
+	b *Broker
+}
+
+// ID names the hook in mochi's logs.
+func (h *hook) ID() string { return "pairsync" }
+
+// Provides lists the calls that the hook answers.
+func (h *hook) Provides(b byte) bool {
+	switch b {
+	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
+		mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
+		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnClientExpired:
+		return true
+	}
+	return false
+}
+
+// clientOf returns our side of a mochi client, or nil before OnConnect.
+func clientOf(cl *mqtt.Client) *client {
+	if nc, ok := cl.Net.Conn.(*conn); ok {
+		return nc.client
+	}
+	return nil
+}
+
+// OnConnect decides about the CONNECT and begins the session.
+func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error { return h.b.connect(cl, pk) }
+
+// OnConnectAuthenticate lets in whom OnConnect has let in.
+func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) bool {
+	return clientOf(cl) != nil
+}
+
+// OnACLCheck answers for filters at SUBSCRIBE and for topics at delivery.
+// Publishing is decided in OnPublish, which can say why not.
+func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
+	if write {
+		return true
+	}
+	c := clientOf(cl)
+	return c != nil && c.can.Load().read(topic)
+}
+
+// OnSessionEstablished runs after CONNACK.
+func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	h.b.established(clientOf(cl))
+}
+
+// OnPacketEncode completes CONNACK with what mochi leaves out.
+func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	if pk.FixedHeader.Type != packets.Connack || pk.ReasonCode != packets.CodeSuccess.Code {
+		return pk
+	}
+	c := clientOf(cl)
+	if c == nil {
+		return pk
+	}
+	p := &pk.Properties
+	p.MaximumPacketSize = h.b.maxPacket()
+	if c.who.Role != token.RoleAdmin {
+		pk.SessionPresent = c.present
+		p.MaximumQos, p.MaximumQosFlag = 1, true
+		p.SharedSubAvailable, p.SharedSubAvailableFlag = 0, true
+	}
+	if pair := c.can.Load().pair; pair != "" {
+		// How a device learns which pair its user is in.
+		p.User = append(p.User, packets.UserProperty{Key: "pair", Val: pair})
+	}
+	return pk
+}
+
+// OnPacketProcessed sees every PUBACK, also for ids that mochi does not know,
+// and the end of every SUBSCRIBE.
+func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) {
+	c := clientOf(cl)
+	if c == nil || c.sess == nil || err != nil {
+		return
+	}
+	switch pk.FixedHeader.Type {
+	case packets.Puback:
+		h.b.acked(c, pk.PacketID)
+	case packets.Subscribe:
+		c.watchLogs()
+		c.sendRetained(c.retain)
+		c.retain = nil
+		c.poke()
+	case packets.Unsubscribe:
+		c.watchLogs()
+	}
+}
+
+// OnSubscribe grants QoS 2 as QoS 1 to all but admins.
+func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	c := clientOf(cl)
+	if c == nil || c.sess == nil {
+		return pk
+	}
+	for i := range pk.Filters {
+		pk.Filters[i].Qos = min(pk.Filters[i].Qos, 1)
+	}
+	return pk
+}
+
+// OnSubscribed keeps the granted filters, before SUBACK; a filter that cannot
+// be kept is refused in reasonCodes.
+func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []byte) {
+	if c := clientOf(cl); c != nil && c.sess != nil {
+		h.b.subscribed(c, pk, reasonCodes)
+	}
+}
+
+// OnUnsubscribed drops the filters of an UNSUBSCRIBE. mochi also calls it when
+// it clears a client out, which says nothing about our session: that call
+// carries no packet id.
+func (h *hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
+	if c := clientOf(cl); c != nil && c.sess != nil && pk.PacketID != 0 {
+		h.b.unsubscribed(c, pk)
+	}
+}
+
+// OnPublish decides about a publish; see durable.go.
+func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	if cl.Net.Inline {
+		return pk, nil
+	}
+	return h.b.publish(clientOf(cl), pk)
+}
+
+// OnClientExpired clears an expired admin session, whose subscriptions mochi
+// would leave behind.
+func (h *hook) OnClientExpired(cl *mqtt.Client) { h.b.mq.UnsubscribeClient(cl) }

@@ -1,0 +1,264 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/kv"
+	"pairsync/internal/ledger"
+	"pairsync/internal/moment"
+	"pairsync/internal/registry"
+)
+
+// registryChanged is told of every change of the registry, after it is on
+// disk. What concerns connections happens here and now; work on disk is left
+// to Run. It must not block.
+func (b *Broker) registryChanged(ch registry.Change) {
+	switch ch.Kind {
+	case registry.PairCreated, registry.PairRemoved:
+		for _, c := range b.audience(ch.Pair.Users[:]...) {
+			b.refreshRights(c)
+			c.poke()
+		}
+	case registry.DeviceRevoked, registry.TokenRevoked, registry.UserRevoked:
+		b.mu.RLock()
+		for _, c := range b.clients {
+			if b.deps.Registry.Revoked(c.who) {
+				c.end(packets.ErrAdministrativeAction)
+			}
+		}
+		b.mu.RUnlock()
+	}
+	b.mu.Lock()
+	b.pending = append(b.pending, ch)
+	b.mu.Unlock()
+	select {
+	case b.changes <- struct{}{}:
+	default:
+	}
+}
+
+// applyChanges does the disk work of registry changes.
+func (b *Broker) applyChanges(ctx context.Context) error {
+	for {
+		b.mu.Lock()
+		if len(b.pending) == 0 {
+			b.mu.Unlock()
+			return nil
+		}
+		ch := b.pending[0]
+		b.mu.Unlock()
+		var err error
+		switch ch.Kind {
+		case registry.PairCreated:
+			err = b.pairCreated(ctx, ch.Pair)
+		case registry.PairRemoved:
+			err = b.pairRemoved(ctx, ch.Pair)
+		case registry.DeviceRevoked:
+			err = b.deviceRevoked(ctx, ch.Device)
+		}
+		if err != nil {
+			return fmt.Errorf("registry change %v: %w", ch.Kind, err) // tried again at the next turn
+		}
+		b.mu.Lock()
+		b.pending = b.pending[1:]
+		b.mu.Unlock()
+	}
+}
+
+// pairCreated makes the app sessions of both users, at the log's start, so
+// that a partner who has never connected loses nothing, and tells both. It is
+// done once per pair: the marker is written last.
+func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
+	_, err := b.deps.KV.Get(ctx, keyPairUp+p.ID)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, kv.ErrNotFound) {
+		return err
+	}
+	if _, still := b.deps.Registry.Pair(p.ID); !still {
+		return nil // removed again meanwhile
+	}
+	for _, user := range p.Users {
+		partner, _ := p.Partner(user)
+		if err := b.makeAppSession(ctx, p.ID, user, partner); err != nil {
+			return err
+		}
+		if err := b.event(ctx, user, "pairing_success", p.ID, map[string]any{
+			"pairId":   p.ID,
+			"partner":  map[string]string{"id": partner, "clerkId": partner, "displayName": b.deps.Registry.Name(partner)},
+			"pairedAt": p.Created.UTC(),
+		}); err != nil {
+			return err
+		}
+	}
+	if err := b.deps.KV.Apply(ctx, kv.Op{Key: keyPairUp + p.ID, Value: []byte("1")}); err != nil {
+		return err
+	}
+	if o, err := jsonOut(b.pairInfo(p)); err == nil {
+		o.topic, o.asPublished = moment.InfoTopic(p.ID), true
+		b.fanOut(p.ID, o, nil)
+	}
+	return nil
+}
+
+// makeAppSession gives user's app session the filters of the new pair, and
+// makes the session where it is not there.
+func (b *Broker) makeAppSession(ctx context.Context, pair, user, partner string) error {
+	id := user + "/app"
+	b.mu.Lock()
+	s := b.sessions[id]
+	if s == nil {
+		s = &session{
+			id: id, user: user, name: "app", version: 5, expiry: b.cfg.SessionExpiry,
+			offline: time.Now(), follows: map[ledger.LogID]*follow{},
+		}
+		b.sessions[id] = s
+		b.user(user).sessions[id] = s
+	}
+	b.mu.Unlock()
+	userLog, pairLog := ledger.UserLog(user), ledger.PairLog(pair)
+	st, err := b.deps.Ledger.Stat(ctx, userLog)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	for _, f := range appFilters(pair, user, partner) {
+		if s.find(f.Filter) != nil {
+			continue
+		}
+		if log, _ := f.log(); log == userLog {
+			f.From = st.Head
+		}
+		s.put(f)
+	}
+	if s.follows[userLog] == nil {
+		s.follows[userLog] = &follow{cursor: st.Head, pos: st.Head}
+	}
+	if s.follows[pairLog] == nil {
+		s.follows[pairLog] = &follow{}
+	}
+	places := map[ledger.LogID]ledger.Seq{userLog: s.follows[userLog].cursor, pairLog: s.follows[pairLog].cursor}
+	durable, owner := s.durable(), s.owner
+	s.mu.Unlock()
+	if durable {
+		for log, at := range places {
+			if err := b.deps.Ledger.SetCursor(ctx, id, log, at); err != nil {
+				return err
+			}
+		}
+		if err := b.save(ctx, s); err != nil {
+			return err
+		}
+	}
+	if owner != nil {
+		owner.watchLogs()
+		owner.poke()
+	}
+	return nil
+}
+
+// event appends a pairing event to a user's own log. The id makes a repeat
+// after a crash harmless.
+func (b *Broker) event(ctx context.Context, user, name, pair string, data map[string]any) error {
+	payload, err := json.Marshal(map[string]any{"event": name, "data": data})
+	if err != nil {
+		return err
+	}
+	m := moment.Moment{User: user, Kind: moment.Event, ID: name + "-" + pair, ContentType: "application/json", Payload: payload}
+	log := ledger.UserLog(user)
+	if _, _, err := ledger.Append(ctx, b.deps.Ledger, log, m); err != nil {
+		return fmt.Errorf("event %s for %q: %w", name, user, err)
+	}
+	b.markDirty(log)
+	return nil
+}
+
+// pairRemoved takes a pair off the disk: its log, its places in all sessions,
+// its devices' states. Rights have ended already.
+func (b *Broker) pairRemoved(ctx context.Context, p registry.Pair) error {
+	log := ledger.PairLog(p.ID)
+	if err := b.deps.Ledger.Delete(ctx, log); err != nil {
+		return err
+	}
+	for _, s := range b.allSessions() {
+		s.mu.Lock()
+		n := len(s.subs)
+		s.forget(log)
+		changed, owner := len(s.subs) != n, s.owner
+		s.mu.Unlock()
+		if !changed {
+			continue
+		}
+		if owner != nil {
+			owner.watchLogs()
+		}
+		if s.isStored() {
+			if err := b.save(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
+	ops := []kv.Op{{Key: keyPairUp + p.ID, Delete: true}}
+	err := b.deps.KV.Scan(ctx, keyState+p.ID+"/", func(key string, _ []byte) error {
+		ops = append(ops, kv.Op{Key: key, Delete: true})
+		return nil
+	})
+	if err == nil {
+		err = b.deps.KV.Apply(ctx, ops...)
+	}
+	if err != nil {
+		return err
+	}
+	for _, user := range p.Users {
+		if user == "" {
+			continue // found without its registry record, after a crash
+		}
+		if err := b.event(ctx, user, "partner_disconnected", p.ID, map[string]any{
+			"pairId": p.ID, "reason": "pair_removed", "timestamp": time.Now().UnixMilli(),
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deviceRevoked removes what a revoked device leaves behind.
+func (b *Broker) deviceRevoked(ctx context.Context, d registry.Device) error {
+	b.mu.RLock()
+	s := b.sessions[d.User+"/"+d.ID]
+	b.mu.RUnlock()
+	if s != nil {
+		if err := b.drop(ctx, s); err != nil {
+			return err
+		}
+	}
+	pair, ok := b.deps.Registry.PairOf(d.User)
+	if !ok {
+		return nil
+	}
+	return b.deps.KV.Apply(ctx, kv.Op{Key: stateKey(pair.ID, d.ID), Delete: true})
+}
+
+func (b *Broker) allSessions() []*session {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	out := make([]*session, 0, len(b.sessions))
+	for _, s := range b.sessions {
+		out = append(out, s)
+	}
+	return out
+}
+
+// isStored reports whether the session has a record on disk.
+func (s *session) isStored() bool {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	return s.stored
+}

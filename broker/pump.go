@@ -1,0 +1,361 @@
+package broker
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/ledger"
+	"pairsync/internal/moment"
+)
+
+// readBytes stops a read from the ledger, so that a pump holds one photo, or a
+// handful of small moments, at a time.
+const readBytes = 64 << 10
+
+// errStopped ends a pump whose connection is no longer the session's.
+var errStopped = errors.New("the session has another connection")
+
+// run is the pump: the one goroutine that writes to the client what is ours,
+// answers, ephemeral messages and moments. It ends with the connection.
+func (c *client) run() {
+	for {
+		select {
+		case <-c.closed:
+			return
+		case <-c.wake:
+		}
+		if err := c.turn(); err != nil {
+			c.cl.Stop(err) // the reader returns, and ServeConn detaches
+			return
+		}
+	}
+}
+
+// turn writes all there is to write at the moment.
+func (c *client) turn() error {
+	for {
+		if err := c.flush(); err != nil || c.sess == nil {
+			return err
+		}
+		again, err := c.redeliver()
+		if err != nil {
+			return err
+		}
+		if again {
+			continue
+		}
+		moved := false
+		for _, log := range c.logs() {
+			ok, err := c.deliver(log)
+			if err != nil {
+				return err
+			}
+			moved = moved || ok
+		}
+		if !moved {
+			return nil
+		}
+	}
+}
+
+func (c *client) logs() []ledger.LogID {
+	c.sess.mu.Lock()
+	defer c.sess.mu.Unlock()
+	return c.sess.logs()
+}
+
+// flush writes the answers that are due, in order, and what else is queued.
+func (c *client) flush() error {
+	for {
+		c.mu.Lock()
+		var r *reply
+		if len(c.replies) > 0 && c.replies[0].ready {
+			r = c.replies[0]
+			c.replies = c.replies[1:]
+		}
+		var o *outgoing
+		if r == nil && len(c.out) > 0 {
+			o = &c.out[0]
+			c.out = c.out[1:]
+			c.outBytes -= len(o.payload)
+		}
+		c.mu.Unlock()
+		switch {
+		case r != nil:
+			if err := c.writeReply(r); err != nil {
+				return err
+			}
+		case o != nil:
+			if err := c.writeOut(o); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+func (c *client) writeReply(r *reply) error {
+	<-c.room
+	if r.after != nil {
+		r.after()
+	}
+	if r.qos == 0 || r.closes {
+		return nil
+	}
+	pk := packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Puback},
+		PacketID:    r.id, ReasonCode: r.code.Code,
+	}
+	if r.qos == 2 {
+		// PUBREL and PUBCOMP follow in mochi; a repeated PUBLISH in between is
+		// a duplicate to the ledger.
+		pk.FixedHeader.Type = packets.Pubrec
+	}
+	if r.code.Code >= packets.ErrUnspecifiedError.Code {
+		pk.Properties.ReasonString = r.code.Reason
+	}
+	if r.dup {
+		pk.Properties.User = []packets.UserProperty{{Key: "duplicate", Val: "true"}}
+	}
+	return c.cl.WritePacket(pk)
+}
+
+// settleReplies does what answers were to do when the connection has ended
+// before they were written. It waits for the results of what was submitted,
+// which the ledger gives in the time of a commit.
+func (c *client) settleReplies() {
+	patience := time.NewTimer(10 * time.Second)
+	defer patience.Stop()
+	for {
+		c.mu.Lock()
+		if len(c.replies) == 0 {
+			c.mu.Unlock()
+			return
+		}
+		r := c.replies[0]
+		ready := r.ready
+		if ready {
+			c.replies = c.replies[1:]
+		}
+		c.mu.Unlock()
+		if ready {
+			<-c.room
+			if r.after != nil {
+				r.after()
+			}
+			continue
+		}
+		select {
+		case <-c.wake: // an answer has come
+		case <-patience.C:
+			return // a panic in the decoder left a publish unanswered
+		}
+	}
+}
+
+func (c *client) writeOut(o *outgoing) error {
+	return c.tolerate(c.cl.WritePacket(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Retain: o.retained || o.asPublished},
+		TopicName:   o.topic,
+		Payload:     o.payload,
+		Properties:  packets.Properties{ContentType: o.contentType, User: o.props, SubscriptionIdentifier: o.ids},
+	}))
+}
+
+// tolerate passes over a packet that is larger than the client takes (MQTT 5,
+// section 3.1.2.11.4: it is as if it had been delivered).
+func (c *client) tolerate(err error) error {
+	if errors.Is(err, packets.ErrPacketTooLarge) {
+		c.b.metrics.skipped.Inc()
+		return nil
+	}
+	return err
+}
+
+// redeliver sends the oldest moment that was sent on an earlier connection and
+// never acknowledged, with DUP and its old packet id.
+func (c *client) redeliver() (again bool, err error) {
+	s := c.sess
+	s.mu.Lock()
+	if s.owner != c {
+		s.mu.Unlock()
+		return false, errStopped
+	}
+	i := slices.IndexFunc(s.sent, func(f *inflight) bool { return f.serial != c.serial })
+	if i < 0 {
+		s.mu.Unlock()
+		return false, nil
+	}
+	f := s.sent[i]
+	f.serial = c.serial
+	s.mu.Unlock()
+
+	got, err := c.b.deps.Ledger.Read(c.ctx, f.log, f.seq-1, ledger.Limit{
+		Entries: 1, Want: func(e *ledger.Entry) bool { return e.Seq == f.seq && !e.Damaged },
+	})
+	if err != nil {
+		return false, err
+	}
+	now := time.Now()
+	s.mu.Lock()
+	var ids []int
+	ok := len(got.Entries) == 1 && c.can.Load().read(got.Entries[0].Topic())
+	if ok {
+		_, ids, ok = s.want(f.log, &got.Entries[0], now)
+	}
+	s.mu.Unlock()
+	if !ok { // taken back, expired or no longer subscribed meanwhile
+		c.b.acked(c, f.id)
+		return true, nil
+	}
+	c.b.metrics.redelivered.Inc()
+	return true, c.writeMoment(&got.Entries[0], 1, f.id, true, ids, now)
+}
+
+// deliver reads on in one log and sends what is for this session, as far as
+// its window allows. It reports whether it came any further.
+func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
+	s := c.sess
+	s.mu.Lock()
+	fl := s.follows[log]
+	room := min(c.window-len(s.sent), 32)
+	bytes := c.b.cfg.WindowBytes - s.bytes
+	if s.owner != c || fl == nil || room <= 0 || bytes <= 0 {
+		stopped := s.owner != c
+		s.mu.Unlock()
+		if stopped {
+			return false, errStopped
+		}
+		return false, nil
+	}
+	after, resets := fl.pos, fl.resets
+	s.mu.Unlock()
+
+	now := time.Now()
+	got, err := c.b.deps.Ledger.Read(c.ctx, log, after, ledger.Limit{
+		Entries: room, Bytes: min(readBytes, bytes),
+		Want: func(e *ledger.Entry) bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			_, _, ok := s.want(log, e, now)
+			return ok
+		},
+	})
+	if err != nil {
+		return false, err
+	}
+	for i := range got.Entries {
+		if err := c.send(log, resets, &got.Entries[i], now); err != nil {
+			return false, err
+		}
+		if err := c.flush(); err != nil {
+			return false, err
+		}
+	}
+	c.passed(log, fl, resets, got.Through)
+	return got.Through > after, nil
+}
+
+// send registers one entry as in flight, where it is sent at QoS 1, and writes
+// it.
+func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry, now time.Time) error {
+	s := c.sess
+	s.mu.Lock()
+	if s.owner != c {
+		s.mu.Unlock()
+		return errStopped
+	}
+	fl := s.follows[log]
+	qos, ids, ok := s.want(log, e, now)
+	ok = ok && fl != nil && c.can.Load().read(e.Topic()) &&
+		!slices.ContainsFunc(s.sent, func(f *inflight) bool { return f.log == log && f.seq == e.Seq })
+	if !ok {
+		s.mu.Unlock()
+		return nil
+	}
+	var id uint16
+	if qos > 0 {
+		id = s.packetID()
+		s.sent = append(s.sent, &inflight{log: log, seq: e.Seq, id: id, size: e.Size, serial: c.serial})
+		s.bytes += e.Size
+	}
+	if fl.resets == resets {
+		fl.pos = max(fl.pos, e.Seq)
+	}
+	s.mu.Unlock()
+	c.b.metrics.delivered.Inc()
+	return c.writeMoment(e, qos, id, false, ids, now)
+}
+
+// passed notes that everything up to through was looked at, unless a
+// subscription set the place back meanwhile (backfill): the next turn then
+// reads again from there.
+func (c *client) passed(log ledger.LogID, fl *follow, resets int, through ledger.Seq) {
+	s := c.sess
+	s.mu.Lock()
+	if s.follows[log] == fl && fl.resets == resets {
+		fl.pos = max(fl.pos, through)
+	}
+	to, moved := s.settle(log)
+	keep := moved && s.needsCursor(log)
+	s.mu.Unlock()
+	if keep {
+		c.b.advance(c, log, to)
+	}
+}
+
+// acked takes a PUBACK. An error code in it counts too: the client has had the
+// moment and does not want it again (MQTT 5, section 4.4).
+func (b *Broker) acked(c *client, id uint16) {
+	c.sess.mu.Lock()
+	log, to, moved := c.sess.ack(id)
+	keep := moved && c.sess.needsCursor(log)
+	c.sess.mu.Unlock()
+	b.metrics.acked.Inc()
+	if keep {
+		b.advance(c, log, to)
+	}
+	c.poke()
+}
+
+// advance moves the durable cursor; a failure only redelivers.
+func (b *Broker) advance(c *client, log ledger.LogID, to ledger.Seq) {
+	if err := b.deps.Ledger.Advance(c.ctx, c.sess.id, log, to); err != nil {
+		b.log.Warn("cursor not advanced", "client", c.sess.id, "error", err)
+	}
+	b.markDirty(log)
+}
+
+// writeMoment writes one moment as a PUBLISH.
+func (c *client) writeMoment(e *ledger.Entry, qos byte, id uint16, dup bool, ids []int, now time.Time) error {
+	pk := packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: qos, Dup: dup && qos > 0},
+		PacketID:    id,
+		TopicName:   e.Topic(),
+		Payload:     e.Payload,
+		Properties: packets.Properties{
+			ContentType: e.ContentType, User: userProperties(&e.Moment), SubscriptionIdentifier: ids,
+		},
+	}
+	if !e.ExpiresAt.IsZero() {
+		pk.Properties.MessageExpiryInterval = uint32(max(1, e.ExpiresAt.Sub(now)/time.Second))
+	}
+	err := c.cl.WritePacket(pk)
+	if errors.Is(err, packets.ErrPacketTooLarge) && qos > 0 {
+		c.b.acked(c, id)
+	}
+	return c.tolerate(err)
+}
+
+func userProperties(m *moment.Moment) []packets.UserProperty {
+	props := m.Properties()
+	out := make([]packets.UserProperty, len(props))
+	for i, p := range props {
+		out[i] = packets.UserProperty{Key: p.Key, Val: p.Value}
+	}
+	return out
+}

@@ -1,0 +1,109 @@
+package badgerdb
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// maxVlog32 is where a 32-bit process stops putting: badger maps every file,
+// and writes wedge at 1.78 GB.
+const maxVlog32 = 3 << 29
+
+// admit says whether there is room to run j, when the jobs of its batch up to
+// it cost cost bytes.
+func (db *DB) admit(j job, cost int64) error {
+	free, err := db.free(db.dir)
+	if err != nil {
+		return fmt.Errorf("free space of %q: %w", db.dir, err)
+	}
+	if j.prune {
+		need := db.sizes.pruneRoom()
+		if free < need && db.dropBallast() {
+			free, _ = db.free(db.dir)
+		}
+		return enough(free, need)
+	}
+	if err := enough(free, db.sizes.putRoom()+cost); err != nil {
+		db.pressed = true
+		db.collecting = true
+		return err
+	}
+	if strconv.IntSize == 32 && db.keeper.vlog.Load() > maxVlog32 {
+		db.pressed = true
+		db.collecting = true
+		return fmt.Errorf("value log of %d bytes is as large as a 32-bit process can map: %w", db.keeper.vlog.Load(), ErrFull)
+	}
+	return nil
+}
+
+func enough(free, need int64) error {
+	if free < need {
+		return fmt.Errorf("%d MB free, %d MB needed: %w", free>>20, need>>20, ErrFull)
+	}
+	return nil
+}
+
+// roomToOpen makes sure that opening, which allocates, does not run into a
+// full disk. It gives up the ballast for that.
+func (db *DB) roomToOpen() error {
+	need := db.sizes.putRoom() - db.sizes.reserve
+	free, err := db.free(db.dir)
+	if err != nil {
+		return fmt.Errorf("free space of %q: %w", db.dir, err)
+	}
+	if free < need && db.dropBallast() {
+		if free, err = db.free(db.dir); err != nil {
+			return fmt.Errorf("free space of %q: %w", db.dir, err)
+		}
+	}
+	return enough(free, need)
+}
+
+func (db *DB) ballastPath() string { return filepath.Join(db.dir, "ballast") }
+
+// dropBallast deletes the ballast and reports whether there was one.
+func (db *DB) dropBallast() bool {
+	if err := os.Remove(db.ballastPath()); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			db.log.Warn("ballast not deleted", "dir", db.dir, "err", err)
+		}
+		return false
+	}
+	db.log.Warn("disk full, ballast deleted", "dir", db.dir)
+	return true
+}
+
+// keepBallast writes the ballast if there is none and plenty of room. Its
+// bytes differ and are synced, so that no file system stores it as a hole.
+func (db *DB) keepBallast() error {
+	if info, err := os.Stat(db.ballastPath()); err == nil && info.Size() == db.sizes.ballast {
+		return nil
+	}
+	free, err := db.free(db.dir)
+	if err != nil || free < db.sizes.putRoom()+4*db.sizes.ballast {
+		return err
+	}
+	f, err := os.OpenFile(db.ballastPath(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	block := make([]byte, 256<<10)
+	x := uint64(88172645463325252) // xorshift: incompressible, and no secret
+	for n := int64(0); n < db.sizes.ballast && err == nil; n += int64(len(block)) {
+		for i := range block {
+			x ^= x << 13
+			x ^= x >> 7
+			x ^= x << 17
+			block[i] = byte(x)
+		}
+		_, err = f.Write(block)
+	}
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(db.ballastPath()))
+	}
+	return nil
+}
