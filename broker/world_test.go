@@ -40,7 +40,7 @@ type world struct {
 
 // inWorld runs fn in a bubble with a started world in which ann and ben are a
 // pair, and ends everything.
-func inWorld(t *testing.T, fn func(w *world)) {
+func inWorld(t *testing.T, fn func(t *testing.T, w *world)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, dir: dir, cfg: DefaultConfig()}
@@ -51,7 +51,7 @@ func inWorld(t *testing.T, fn func(w *world)) {
 		}
 		w.pair = pair
 		defer func() { w.stop() }()
-		fn(w)
+		fn(t, w)
 	})
 }
 
