@@ -72,6 +72,7 @@ type Broker struct {
 	// changes wakes Run for registry changes that need disk work.
 	changes chan struct{}
 	pending []registry.Change // guarded by mu
+	settled chan struct{}     // guarded by mu; closed when pending has become empty
 }
 
 // user is what the broker knows of one user while something of theirs is
@@ -100,6 +101,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 		dirty:    map[ledger.LogID]bool{},
 		unsaved:  map[*session]bool{},
 		changes:  make(chan struct{}, 1),
+		settled:  make(chan struct{}),
 	}
 	b.mq = mqtt.New(&mqtt.Options{
 		Logger:                   slog.New(quiet{deps.Log.Handler()}),

@@ -67,7 +67,28 @@ func (b *Broker) applyChanges(ctx context.Context) error {
 		}
 		b.mu.Lock()
 		b.pending = b.pending[1:]
+		if len(b.pending) == 0 {
+			close(b.settled)
+			b.settled = make(chan struct{})
+		}
 		b.mu.Unlock()
+	}
+}
+
+// AwaitChanges returns when the disk work of every registry change so far is
+// done; it needs Run to be running.
+func (b *Broker) AwaitChanges(ctx context.Context) error {
+	b.mu.RLock()
+	settled, none := b.settled, len(b.pending) == 0
+	b.mu.RUnlock()
+	if none {
+		return nil
+	}
+	select {
+	case <-settled:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

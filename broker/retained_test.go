@@ -55,6 +55,7 @@ func TestPresence(t *testing.T) {
 		topic := moment.PresenceTopic(w.pair.ID, "ben")
 		ann := w.connect("ann", func(c *mqttlink.Config) { c.Subscriptions = []mqttlink.Subscription{{Filter: topic}} })
 		defer ann.end()
+		settle(time.Second)
 		if p := presenceOf(t, ann.last(topic)); p.Online || !ann.last(topic).Retained {
 			t.Fatalf("at first %+v retained %v, want offline and retained", p, ann.last(topic).Retained)
 		}

@@ -134,7 +134,9 @@ func (w *world) connect(user string, change func(*mqttlink.Config)) *peer {
 	p := &peer{w: w, user: user}
 	cfg := mqttlink.Config{
 		Dial: w.dial, ClientID: user + "-phone", SessionExpiry: time.Hour * 24,
-		Token:   func(context.Context) (string, error) { return w.token(token.Principal{User: user, Role: token.RoleApp}), nil },
+		Token: func(context.Context) (string, error) {
+			return w.token(token.Principal{User: user, Role: token.RoleApp}), nil
+		},
 		Receive: p.receive,
 		Down: func(err error) {
 			p.mu.Lock()

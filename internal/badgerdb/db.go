@@ -44,6 +44,11 @@ type DB struct {
 	closed bool
 	views  sync.WaitGroup
 	once   sync.Once
+
+	// kvMu is locked while a change of the kv.Store takes several
+	// transactions; its readers share it while they start, its other changes
+	// until they are made.
+	kvMu sync.RWMutex
 }
 
 // Open opens the store in dir, and creates it where there is none. It repairs
@@ -90,6 +95,10 @@ func open(dir string, p Profile, log *slog.Logger, free func(string) (int64, err
 	}
 	go db.write()
 	go db.keep()
+	if err := db.replayJournal(); err != nil {
+		err = errors.Join(fmt.Errorf("open store %q: %w", dir, err), db.shut())
+		return nil, err
+	}
 	return db, nil
 }
 
@@ -125,7 +134,10 @@ func (db *DB) tryOpen() (b *badger.DB, err error) {
 
 // View runs fn with a consistent view of what is committed. It takes no lock:
 // fn may be slow, but holds back collection of the value log meanwhile.
-func (db *DB) View(fn func(*Tx) error) error {
+func (db *DB) View(fn func(*Tx) error) error { return db.view(nil, fn) }
+
+// view is View that starts while it shares mu, where one is given.
+func (db *DB) view(mu *sync.RWMutex, fn func(*Tx) error) error {
 	db.viewMu.Lock()
 	if db.closed {
 		db.viewMu.Unlock()
@@ -134,13 +146,19 @@ func (db *DB) View(fn func(*Tx) error) error {
 	db.views.Add(1)
 	db.viewMu.Unlock()
 	defer db.views.Done()
+	if mu != nil {
+		mu.RLock()
+	}
 	txn := db.badger.NewTransaction(false)
+	if mu != nil {
+		mu.RUnlock()
+	}
 	defer txn.Discard()
 	return fn(&Tx{db: db, txn: txn})
 }
 
-// Healthy returns nil while the store works, and else what it failed of,
-// wrapping ErrUnhealthy. Being full or closed is not being unhealthy.
+// Healthy returns nil while the store works, ErrClosed once it is closed, and
+// else what it failed of, wrapping ErrUnhealthy. A full disk is no failure.
 func (db *DB) Healthy() error {
 	if cause := db.cause.Load(); cause != nil {
 		return *cause
@@ -178,19 +196,25 @@ func (db *DB) Size() (lsm, vlog int64) {
 func (db *DB) Close() error {
 	var err error
 	db.once.Do(func() {
-		db.queue.close()
-		<-db.written
-		db.keeper.stop()
-		db.viewMu.Lock()
-		db.closed = true
-		db.viewMu.Unlock()
-		db.views.Wait()
-		if cerr := db.badger.Close(); cerr != nil {
-			err = fmt.Errorf("close store %q: %w", db.dir, cerr)
-		}
-		err = errors.Join(err, db.lock.release())
+		err = errors.Join(db.shut(), db.lock.release())
 	})
 	return err
+}
+
+// shut is Close but for the lock.
+func (db *DB) shut() error {
+	db.queue.close()
+	<-db.written
+	db.cause.CompareAndSwap(nil, &ErrClosed)
+	db.keeper.stop()
+	db.viewMu.Lock()
+	db.closed = true
+	db.viewMu.Unlock()
+	db.views.Wait()
+	if err := db.badger.Close(); err != nil {
+		return fmt.Errorf("close store %q: %w", db.dir, err)
+	}
+	return nil
 }
 
 // SetAside renames a store that cannot be opened, so that an empty one can

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"slices"
 
 	"pairsync/internal/kv"
 )
@@ -26,7 +25,7 @@ func (s kvStore) Get(ctx context.Context, key string) (value []byte, err error) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	err = s.db.View(func(tx *Tx) error {
+	err = s.db.view(&s.db.kvMu, func(tx *Tx) error {
 		value, err = tx.Get(kvKey(key))
 		return err
 	})
@@ -34,7 +33,7 @@ func (s kvStore) Get(ctx context.Context, key string) (value []byte, err error) 
 }
 
 func (s kvStore) Scan(ctx context.Context, prefix string, fn func(key string, value []byte) error) error {
-	return s.db.View(func(tx *Tx) error {
+	return s.db.view(&s.db.kvMu, func(tx *Tx) error {
 		return tx.Scan(kvKey(prefix), nil, false, func(key []byte, value func() ([]byte, error)) error {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -48,32 +47,37 @@ func (s kvStore) Scan(ctx context.Context, prefix string, fn func(key string, va
 	})
 }
 
+// Apply makes the changes in one transaction. What does not fit one goes
+// through the journal.
 func (s kvStore) Apply(ctx context.Context, ops ...kv.Op) error {
-	ops = slices.Clone(ops)
-	cost, deletes := 0, true
+	writes, prune := make([]write, 0, len(ops)), true
 	for _, op := range ops {
-		cost += len(op.Key) + len(op.Value) + 16
-		deletes = deletes && op.Delete
+		w := write{key: kvKey(op.Key), delete: op.Delete}
+		if !op.Delete {
+			w.value = bytes.Clone(op.Value) // the caller may reuse it once ctx has ended the wait
+			prune = false
+		}
+		if len(w.key) > maxKey || len(w.value) > s.db.MaxValue() {
+			return fmt.Errorf("key %.64q with a value of %d bytes: %w", op.Key, len(op.Value), ErrTooLarge)
+		}
+		writes = append(writes, w)
 	}
-	for i := range ops { // the caller may reuse a value once ctx has ended the wait
-		ops[i].Value = bytes.Clone(ops[i].Value)
+	sum := weigh(writes)
+	if !sum.fits(s.db.limit) {
+		return s.db.applyJournaled(ctx, writes)
 	}
-	fn := func(tx *Tx) error {
-		for _, op := range ops {
-			var err error
-			if op.Delete {
-				err = tx.Delete(kvKey(op.Key))
-			} else {
-				err = tx.Set(kvKey(op.Key), op.Value)
-			}
-			if err != nil {
-				return fmt.Errorf("key %q: %w", op.Key, err)
+	s.db.kvMu.RLock()
+	defer s.db.kvMu.RUnlock()
+	return s.db.wait(ctx, job{cost: int(sum.tree + sum.vlog), prune: prune, fn: putAll(writes)})
+}
+
+func putAll(writes []write) func(*Tx) error {
+	return func(tx *Tx) error {
+		for _, w := range writes {
+			if err := tx.put(w); err != nil {
+				return err
 			}
 		}
 		return nil
 	}
-	if deletes {
-		return s.db.Prune(ctx, fn)
-	}
-	return s.db.Update(ctx, cost, fn)
 }

@@ -47,6 +47,7 @@ type half struct {
 	buf      []byte // the bytes written and not yet read are buf[start:]
 	start    int
 	max      int
+	writing  bool // a Write is under way; others wait, so that none is mixed with it
 	noMore   bool // the writer has closed: EOF after the buffer
 	dropped  bool // the reader has closed: writing fails
 	readEnd  deadline
@@ -110,7 +111,7 @@ func (h *half) read(p []byte) (int, error) {
 			h.start += n
 			if h.start == len(h.buf) {
 				h.buf, h.start = h.buf[:0], 0
-				if cap(h.buf) > 64<<10 {
+				if cap(h.buf) > 64<<10 && !h.writing {
 					h.buf = nil // an idle link keeps no photo-sized buffer
 				}
 			}
@@ -128,17 +129,30 @@ func (h *half) read(p []byte) (int, error) {
 func (h *half) write(p []byte) (n int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	mine := false // it is this Write's turn
 	for {
 		switch {
 		case h.noMore || h.dropped:
-			return n, io.ErrClosedPipe
+			err = io.ErrClosedPipe
 		case h.writeEnd.expired:
-			return n, os.ErrDeadlineExceeded
-		case len(p) == 0:
-			return n, nil
+			err = os.ErrDeadlineExceeded
 		}
+		if err != nil || len(p) == 0 {
+			if mine {
+				h.writing = false
+				h.cond.Broadcast()
+			}
+			return n, err
+		}
+		if h.writing && !mine {
+			h.cond.Wait()
+			continue
+		}
+		h.writing, mine = true, true
 		if room := h.max - (len(h.buf) - h.start); room > 0 {
-			if h.start > 0 && len(h.buf)+len(p) > cap(h.buf) {
+			// Moving the rest to the front only once as much was read makes a
+			// small reader cost no more than a large one.
+			if live := len(h.buf) - h.start; h.start > 0 && h.start >= live && len(h.buf)+len(p) > cap(h.buf) {
 				h.buf = h.buf[:copy(h.buf, h.buf[h.start:])]
 				h.start = 0
 			}

@@ -113,8 +113,9 @@ func (m *Moment) Properties() []Property {
 
 // clip shortens outside text for an error message.
 func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "…"
+	const most = 160 // bytes: a topic of ordinary ids stays whole
+	if len(s) > most {
+		return s[:most] + "…"
 	}
 	return s
 }

@@ -59,7 +59,7 @@ var ErrTopic = errors.New("not a topic of pairsync")
 func ParseTopic(name string) (Topic, error) {
 	t, err := parseTopic(strings.Split(name, "/"))
 	if err != nil {
-		return Topic{}, fmt.Errorf("topic %q: %w", name, err)
+		return Topic{}, fmt.Errorf("topic %q: %w", clip(name), err)
 	}
 	return t, nil
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
+
+	"pairsync/internal/moment"
 )
 
 const (
@@ -168,10 +170,14 @@ func (l *Link) newConnection(w *wire, r *bufio.Reader, cp *packets.Connect, ack 
 		c.maxQoS = *p.MaximumQOS
 	}
 	c.noRetain = p.RetainAvailable != nil && *p.RetainAvailable == 0
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if p.AssignedClientID != "" {
-		l.mu.Lock()
 		l.clientID = p.AssignedClientID
-		l.mu.Unlock()
+	}
+	l.props = nil
+	for _, u := range p.User {
+		l.props = append(l.props, moment.Property{Key: u.Key, Value: u.Value})
 	}
 	return c
 }

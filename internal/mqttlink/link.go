@@ -26,6 +26,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"pairsync/internal/moment"
 )
 
 // settleTime is how long a connection must have been up for the next back-off
@@ -57,6 +59,7 @@ type Link struct {
 	live     *connection             // nil while down
 	up       chan struct{}           // closed while connected and subscribed, else open
 	isUp     bool
+	props    []moment.Property // of the newest CONNACK
 	session
 }
 
@@ -207,6 +210,14 @@ func (l *Link) AwaitUp(ctx context.Context) error {
 }
 
 // setUp records whether the link is up; going down opens a new wait.
+// Props returns the user properties of the newest CONNACK: what a pairsync
+// server tells of the client, such as its pair. It is never modified.
+func (l *Link) Props() []moment.Property {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.props
+}
+
 func (l *Link) setUp(up bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -87,7 +88,7 @@ func TestWatchStopFromWithin(t *testing.T) {
 // end, and nobody was ever in two pairs.
 func TestConcurrent(t *testing.T) {
 	r, store := newTest(t)
-	const goroutines, rounds, users = 100, 10, 12
+	const goroutines, rounds, users = 100, 4, 12
 	inPair := make(map[string]string) // the watcher's own view; calls are serial
 	ids := make(map[string]bool)
 	defer r.Watch(func(c Change) {
@@ -112,6 +113,7 @@ func TestConcurrent(t *testing.T) {
 			ids[c.Pair.ID] = true
 		}
 	})()
+	wait := readAll(r)
 	var wg sync.WaitGroup
 	for g := range goroutines {
 		random := rand.New(rand.NewPCG(1, uint64(g)))
@@ -122,6 +124,7 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	wait()
 
 	reopened := openTest(t, store)
 	if diff := cmp.Diff(r.Pairs(), reopened.Pairs()); diff != "" {
@@ -159,8 +162,18 @@ func churn(t *testing.T, r *Registry, a, b string) {
 	case !errors.Is(err, ErrSameUser):
 		t.Errorf("CreatePair: %v", err)
 	}
-	if err := r.SeeUser(ctx, a, "name of "+b, ""); err != nil {
-		t.Errorf("SeeUser: %v", err)
+	for name, err := range map[string]error{
+		"SeeUser":     r.SeeUser(ctx, a, "name of "+b, b+"@example.com"),
+		"RevokeToken": r.RevokeToken(ctx, p.ID+a, time.Time{}),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if d, err := r.AddDevice(ctx, a, "frame"); err != nil && !errors.Is(err, ErrTooManyDevices) {
+		t.Errorf("AddDevice: %v", err)
+	} else if _, err := r.RevokeDevice(ctx, d.ID); err != nil && !errors.Is(err, ErrNotFound) {
+		t.Errorf("RevokeDevice: %v", err)
 	}
 	if p, ok := r.PairOf(a); ok {
 		partner, _ := p.Partner(a)
@@ -168,7 +181,29 @@ func churn(t *testing.T, r *Registry, a, b string) {
 			t.Errorf("PairOf(%q) = %+v", a, p)
 		}
 	}
-	r.Name(a)
-	r.Revoked(token.Principal{User: a, ID: b})
-	r.Devices()
+}
+
+// readAll calls each reading method many times, one goroutine each, so that
+// the race detector sees it beside the writes; wait returns at the end.
+func readAll(r *Registry) (wait func()) {
+	var wg sync.WaitGroup
+	for _, read := range []func(){
+		func() { r.Revoked(token.Principal{User: "u1", Role: token.RoleDevice, ID: "j", Device: "d"}) },
+		func() { r.Name("u1") },
+		func() { r.Email("u2") },
+		func() { r.PairOf("u3") },
+		func() { r.Pair("p") },
+		func() { r.Pairs() },
+		func() { r.Device("d") },
+		func() { r.Devices() },
+		func() { r.Watch(func(Change) {})() },
+	} {
+		wg.Go(func() {
+			for range 300 {
+				read()
+				runtime.Gosched() // let a writer in between
+			}
+		})
+	}
+	return wg.Wait
 }

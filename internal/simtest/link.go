@@ -92,7 +92,8 @@ type chunk struct {
 }
 
 // lane carries the bytes of one direction: take reads them from the sender at
-// the route's rate, give writes them to the receiver when they are due.
+// the route's rate, give writes them to the receiver when they are due, one
+// after the other: jitter never changes their order.
 type lane struct {
 	link           *link
 	route          route
@@ -107,7 +108,6 @@ type lane struct {
 
 func (a *lane) take() {
 	buf := make([]byte, chunkBytes)
-	last := time.Time{}
 	for {
 		rate := a.link.network.rulesOf(a.route.from, a.route.to).rate
 		space := buf
@@ -119,10 +119,6 @@ func (a *lane) take() {
 			return
 		}
 		c := chunk{bytes: append([]byte(nil), space[:n]...), due: a.due(), end: err != nil}
-		if c.due.Before(last) {
-			c.due = last // jitter never changes the order
-		}
-		last = c.due
 		if at := a.flip - a.taken; a.flip >= 0 && at >= 0 && at < int64(n) {
 			c.bytes[at] ^= 1 << a.random.IntN(8)
 		}

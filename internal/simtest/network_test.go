@@ -141,6 +141,27 @@ func TestCutAfter(t *testing.T) {
 	}
 }
 
+func TestCutAsSoonAsOpen(t *testing.T) {
+	world(t, func(n *Network) { n.CutAfter("phone", "server", 0) }, func(t *testing.T, n *Network, phone, server net.Conn) {
+		for _, c := range []net.Conn{phone, server} {
+			_, err := c.Read(make([]byte, 1))
+			wantErr(t, "read", err, syscall.ECONNRESET)
+		}
+	})
+}
+
+func TestHealMovesStalled(t *testing.T) {
+	world(t, nil, func(t *testing.T, n *Network, phone, server net.Conn) {
+		n.Stall(Any, Any)
+		write(t, phone, "held")
+		synctest.Wait()
+		n.Heal()
+		if _, err := io.ReadFull(server, make([]byte, 4)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestCutPlansAreUsedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork(t, 1)

@@ -122,7 +122,9 @@ func parseHeader(log ledger.LogID, b []byte) (h header, err error) {
 	if r.bad || len(r.b) > 0 {
 		return header{}, errHeader
 	}
-	h.m.Pair, _ = log.Pair()
+	if pair, ok := log.Pair(); ok {
+		h.m.Pair = pair
+	}
 	return h, nil
 }
 

@@ -279,8 +279,11 @@ func testCancelled(t *testing.T, s *suite) {
 	s.append(t, photo("ann", "1", 10))
 	ctx := cancelled(t)
 	for name, call := range map[string]func() error{
-		"read":    func() error { _, err := s.l.Read(ctx, pairLog, 0, ledger.Limit{}); return err },
-		"lookup":  func() error { _, err := s.l.Lookup(ctx, pairLog, moment.Key{User: "ann", Kind: moment.Photo, ID: "1"}); return err },
+		"read": func() error { _, err := s.l.Read(ctx, pairLog, 0, ledger.Limit{}); return err },
+		"lookup": func() error {
+			_, err := s.l.Lookup(ctx, pairLog, moment.Key{User: "ann", Kind: moment.Photo, ID: "1"})
+			return err
+		},
 		"latest":  func() error { _, err := s.l.Latest(ctx, pairLog, "ann"); return err },
 		"trim":    func() error { _, err := s.l.Trim(ctx, pairLog, ledger.Retention{Before: time.Now()}); return err },
 		"stat":    func() error { _, err := s.l.Stat(ctx, pairLog); return err },

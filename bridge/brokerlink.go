@@ -1,0 +1,25 @@
+package bridge
+
+import (
+	"context"
+	"log/slog"
+
+	"pairsync/internal/mqttlink"
+)
+
+// brokerLink is a link over mqttlink.
+type brokerLink struct{ *mqttlink.Link }
+
+func newBrokerLink(cfg mqttlink.Config, receive func(inbound), log *slog.Logger) (link, error) {
+	cfg.Receive = func(m *mqttlink.Message) { receive(inbound{m, m.Ack}) }
+	l, err := mqttlink.New(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	return brokerLink{l}, nil
+}
+
+// Publish sends p. mqttlink does not tell a repeat from a first time.
+func (l brokerLink) Publish(ctx context.Context, p mqttlink.Publish) (duplicate bool, err error) {
+	return false, l.Link.Publish(ctx, p)
+}

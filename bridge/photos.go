@@ -1,0 +1,365 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"pairsync/internal/moment"
+	"pairsync/internal/mqttlink"
+)
+
+// When a photo that no phone acknowledged is emitted again, counted from the
+// pong that proved the last emit. The last wait repeats.
+var retryWaits = [...]time.Duration{10 * time.Second, 30 * time.Second, 60 * time.Second, 120 * time.Second}
+
+// When a photo is given up: it is acknowledged to the broker and kept as a
+// dead letter, because everything behind it waits.
+const (
+	deadTries   = 5
+	deadSockets = 2
+	deadAfter   = 10 * time.Minute // of at least one live socket
+)
+
+// How long a receipt's publish may take, and the wait before the next try.
+const (
+	receiptTimeout = 30 * time.Second
+	receiptWait    = time.Second
+)
+
+// delivery is one photo of the partner's on its way to the phones. Its fields
+// are guarded by the user's mutex.
+type delivery struct {
+	in inbound // of the newest delivery by the broker
+	m  moment.Moment
+
+	settling bool // a phone has it; receipt and PUBACK are under way
+
+	text, binary *prepared // made at the first emit, dropped when acknowledged
+	round        int       // which emit to all is the newest
+	counted      bool      // the newest round was proven by a pong
+	timer        *time.Timer
+	attempts
+}
+
+// attempts is how hard the bridge has tried to get one photo acknowledged. It
+// outlives sessions: a phone that comes and goes is no reason to start again.
+type attempts struct {
+	photo   string
+	tries   int             // rounds that a pong proved
+	sockets map[string]bool // ids of the sockets whose pong did; only as many as count
+	live    time.Duration   // with a live socket, up to liveFrom
+	from    time.Time       // since when a socket is live; zero: none is
+}
+
+func (a *attempts) liveFor() time.Duration {
+	if a.from.IsZero() {
+		return a.live
+	}
+	return a.live + time.Since(a.from)
+}
+
+func (a *attempts) pause() { a.live, a.from = a.liveFor(), time.Time{} }
+
+func (a *attempts) exhausted() bool {
+	return a.tries >= deadTries && len(a.sockets) >= deadSockets || a.liveFor() >= deadAfter
+}
+
+// wait is the time from a pong to the next emit.
+func (a *attempts) wait() time.Duration {
+	w := retryWaits[min(max(a.tries, 1), len(retryWaits))-1]
+	return max(0, min(w, deadAfter-a.liveFor()))
+}
+
+// photo takes a photo from the broker; u.mu is held.
+func (s *session) photo(in inbound, m moment.Moment) {
+	if d := s.find(m.ID); d != nil {
+		d.in = in // delivered again after a reconnect of the link
+		return
+	}
+	d := &delivery{in: in, m: m}
+	if e := s.u.acked.find(photoKey(m.ID)); e != nil {
+		s.u.b.metrics.repeated.Inc()
+		if e.settled {
+			s.ack(in)
+			return
+		}
+		s.photos = append(s.photos, d)
+		s.settle(d, e.at)
+		return
+	}
+	d.attempts.photo = m.ID
+	if a := s.u.attempts; a != nil && a.photo == m.ID {
+		d.attempts, s.u.attempts = *a, nil
+	}
+	s.photos = append(s.photos, d)
+	s.pump()
+}
+
+// find returns the photo's delivery, or nil.
+func (s *session) find(id string) *delivery {
+	for _, d := range s.photos {
+		if d.m.ID == id {
+			return d
+		}
+	}
+	return nil
+}
+
+// pump emits the next photo, if none is outstanding and somebody listens.
+func (s *session) pump() {
+	for s.outstanding == nil && !s.ended && len(s.u.audience(s.pair.ID)) > 0 {
+		i := slices.IndexFunc(s.photos, func(d *delivery) bool { return !d.settling })
+		if i < 0 {
+			return
+		}
+		s.outstanding = s.photos[i]
+		s.show(s.outstanding)
+	}
+}
+
+// show starts a round: it emits d to all phones, or gives it up.
+func (s *session) show(d *delivery) {
+	if d.exhausted() {
+		s.giveUp(d)
+		return
+	}
+	d.round++
+	d.counted = false
+	if d.round == 1 && d.tries == 0 {
+		s.u.b.metrics.emitted.Inc()
+	} else {
+		s.u.b.metrics.emittedAgain.Inc()
+	}
+	for _, p := range s.u.audience(s.pair.ID) {
+		s.emitPhoto(p, d)
+	}
+}
+
+// emitPhoto emits d to one phone, and has the pong that proves it counted.
+func (s *session) emitPhoto(p *phone, d *delivery) {
+	prep, err := d.prepare(p.binary, s)
+	if err != nil {
+		s.log.Error("photo cannot be encoded", "photo", d.m.ID, "err", err)
+		return
+	}
+	round := d.round
+	s.u.later(func() {
+		if p.emitPhoto(prep, func(args []json.RawMessage) { p.photoAnswered(d.m.ID, args) }) {
+			p.confirm(func() { s.proven(p, d, round) })
+		}
+	})
+}
+
+// proven counts a pong behind an emit of d.
+func (s *session) proven(p *phone, d *delivery, round int) {
+	s.u.mu.Lock()
+	defer s.u.unlock()
+	if s.outstanding != d || s.ended {
+		return
+	}
+	if d.sockets == nil {
+		d.sockets = map[string]bool{}
+	}
+	if len(d.sockets) < deadSockets {
+		d.sockets[p.id()] = true
+	}
+	if d.from.IsZero() && len(s.u.audience(s.pair.ID)) > 0 {
+		d.from = time.Now()
+	}
+	if d.counted || d.round != round {
+		return
+	}
+	d.counted = true
+	d.tries++
+	d.timer = time.AfterFunc(d.wait(), func() { s.overdue(d, round) })
+}
+
+// overdue emits d once more when a round has stayed without an answer.
+func (s *session) overdue(d *delivery, round int) {
+	s.u.mu.Lock()
+	defer s.u.unlock()
+	if s.outstanding != d || d.round != round || s.ended {
+		return
+	}
+	s.show(d)
+	s.pump()
+}
+
+// photoAcked takes a phone's word for a photo that the session holds, and
+// reports whether it does. u.mu is held.
+func (s *session) photoAcked(id string, at time.Time) bool {
+	d := s.find(id)
+	if d == nil {
+		return false
+	}
+	if d.settling {
+		return true
+	}
+	s.u.b.metrics.acked.Inc()
+	s.settle(d, at)
+	s.pump()
+	return true
+}
+
+// settle starts what follows a phone's acknowledgement: the receipt, and then
+// the PUBACK. The photo itself is not needed any more.
+func (s *session) settle(d *delivery, at time.Time) {
+	s.u.acked.add(photoKey(d.m.ID), at)
+	s.retire(d)
+	d.settling = true
+	if !s.begin() {
+		return // the session is over: the broker delivers it again, and acked knows it
+	}
+	slot := s.u.acked.nextSlot()
+	receipt := s.receipt(d, at)
+	go s.settled(d, at, slot, receipt)
+}
+
+// retire ends d's time as the outstanding photo and frees what it held.
+func (s *session) retire(d *delivery) {
+	if s.outstanding == d {
+		s.outstanding = nil
+	}
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+	d.text, d.binary, d.m.Payload = nil, nil, nil
+	if d.in.Message != nil {
+		d.in.Payload = nil
+	}
+}
+
+// settled is a goroutine of the session: it makes the acknowledgement durable
+// and tells the sender, and only then lets the broker forget the photo. A
+// crash in between repeats the receipt, which the broker stores once.
+func (s *session) settled(d *delivery, at time.Time, slot int, receipt mqttlink.Publish) {
+	ctx := s.ctx
+	saved := make(chan error, 1)
+	go func() { saved <- saveAck(ctx, s.u.b.deps.KV, s.u.key, slot, d.m.ID, at) }()
+	accepted := s.deliverReceipt(ctx, d.m.ID, receipt)
+	if err := <-saved; err != nil && ctx.Err() == nil {
+		s.log.Warn("acknowledged photo not kept; after a crash it may be emitted again", "err", err)
+	}
+	s.u.mu.Lock()
+	defer s.u.unlock()
+	s.release()
+	if !accepted {
+		return
+	}
+	s.u.acked.settle(photoKey(d.m.ID), at)
+	s.forget(d)
+}
+
+// deliverReceipt publishes the receipt until the broker has accepted it or
+// said that it never will. False means that the session ended first.
+func (s *session) deliverReceipt(ctx context.Context, photo string, receipt mqttlink.Publish) bool {
+	for {
+		err := s.publishReceipt(ctx, receipt)
+		var reason *mqttlink.ReasonError
+		switch {
+		case err == nil:
+			return true
+		case ctx.Err() != nil || errors.Is(err, mqttlink.ErrClosed):
+			return false
+		case errors.As(err, &reason) && !reason.Retryable():
+			s.log.Warn("receipt refused", "photo", photo, "err", err)
+			return true
+		}
+		s.log.Info("receipt not yet accepted", "photo", photo, "err", err)
+		select {
+		case <-time.After(receiptWait):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (s *session) publishReceipt(ctx context.Context, receipt mqttlink.Publish) error {
+	ctx, cancel := context.WithTimeout(ctx, receiptTimeout)
+	defer cancel()
+	if err := s.link.AwaitUp(ctx); err != nil {
+		return err
+	}
+	_, err := s.link.Publish(ctx, receipt)
+	return err
+}
+
+// receipt is the word of the user's phone that it has the photo.
+func (s *session) receipt(d *delivery, at time.Time) mqttlink.Publish {
+	id := moment.ReceiptID(d.m.User, d.m.ID, s.u.key.device, moment.StatusStored)
+	r := moment.Moment{Pair: d.m.Pair, User: s.u.key.user, Kind: moment.Receipt, ID: id}
+	body, err := json.Marshal(moment.ReceiptBody{
+		Moment: d.m.ID, Sender: d.m.User, Status: moment.StatusStored, Device: s.u.key.device, At: at.UTC(),
+	})
+	if err != nil {
+		s.log.Error("receipt cannot be encoded", "photo", d.m.ID, "err", err) // a year beyond 9999; parseTime allows none
+	}
+	return mqttlink.Publish{Topic: r.Topic(), Payload: body, ContentType: "application/json", QoS: 1}
+}
+
+// forget acknowledges d to the broker and drops it.
+func (s *session) forget(d *delivery) {
+	s.photos = slices.DeleteFunc(s.photos, func(other *delivery) bool { return other == d })
+	s.ack(d.in)
+}
+
+// ack acknowledges a message. On a connection that is gone that does nothing:
+// the broker delivers it again.
+func (s *session) ack(in inbound) {
+	if err := in.ack(); err != nil {
+		s.log.Debug("acknowledgement not sent", "topic", in.Topic, "err", err)
+	}
+}
+
+// giveUp keeps d as a dead letter and lets the broker forget it.
+func (s *session) giveUp(d *delivery) {
+	s.u.b.metrics.dead.Inc()
+	letter := DeadLetter{
+		Pair: d.m.Pair, User: s.u.key.user, Device: s.u.key.device, Sender: d.m.User, Photo: d.m.ID,
+		Tries: d.tries, Sockets: len(d.sockets), At: time.Now().UTC(),
+	}
+	s.log.Warn("photo given up: no phone acknowledged it", "photo", d.m.ID, "sender", d.m.User,
+		"tries", d.tries, "live", d.liveFor())
+	s.retire(d)
+	d.settling = true
+	if !s.begin() {
+		return
+	}
+	go func() {
+		err := saveDead(s.ctx, s.u.b.deps.KV, letter)
+		s.u.mu.Lock()
+		defer s.u.unlock()
+		s.release()
+		if err != nil {
+			s.log.Error("dead letter not kept; the photo is delivered again in the next session", "photo", letter.Photo, "err", err)
+			return
+		}
+		s.forget(d)
+	}()
+}
+
+// takeBack drops a photo that its sender deleted.
+func (s *session) takeBack(id string) {
+	d := s.find(id)
+	if d == nil || d.settling {
+		return
+	}
+	s.retire(d)
+	s.forget(d)
+	s.pump()
+}
+
+// stopPhotos ends all timers and returns how often the outstanding photo was
+// tried, for the next session.
+func (s *session) stopPhotos() *attempts {
+	d := s.outstanding
+	if d == nil {
+		return s.u.attempts
+	}
+	s.retire(d)
+	d.pause()
+	return &d.attempts
+}

@@ -1,0 +1,152 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+
+	"pairsync/bridge"
+	"pairsync/broker"
+	"pairsync/internal/config"
+	"pairsync/internal/ledger/badgerledger"
+)
+
+// Config is the whole configuration of the server, as configs/pairsync.yaml
+// documents it. Start from Default.
+type Config struct {
+	DataDir string        `yaml:"data_dir"`
+	MQTT    ListenConfig  `yaml:"mqtt"`
+	MQTTS   ListenConfig  `yaml:"mqtts"` // used once a certificate is set
+	HTTP    HTTPConfig    `yaml:"http"`
+	Ops     ListenConfig  `yaml:"ops"`
+	TLS     TLSConfig     `yaml:"tls"`
+	Auth    AuthConfig    `yaml:"auth"`
+	Limits  LimitsConfig  `yaml:"limits"`
+	Broker  broker.Config `yaml:"broker"`
+	Bridge  bridge.Config `yaml:"bridge"`
+	Log     LogConfig     `yaml:"log"`
+}
+
+// ListenConfig is one listener.
+type ListenConfig struct {
+	Listen string `yaml:"listen"` // host:port; empty: off
+}
+
+// HTTPConfig is the listener of the app: Socket.IO, MQTT over WebSocket, HTTP.
+type HTTPConfig struct {
+	Listen    string   `yaml:"listen"`
+	PublicURL string   `yaml:"public_url"` // what links to us begin with
+	Origins   []string `yaml:"origins"`    // browser origins that may connect beside our own; "*": any
+}
+
+// TLSConfig is the certificate of mqtts.
+type TLSConfig struct {
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+// AuthConfig says whose tokens are accepted.
+type AuthConfig struct {
+	Issuer   string `yaml:"issuer"`
+	Audience string `yaml:"audience"`
+	// HS256SecretFile holds a shared secret for development.
+	HS256SecretFile string `yaml:"hs256_secret_file"`
+}
+
+// LimitsConfig bounds what is stored.
+type LimitsConfig struct {
+	PhotoBytes  config.Bytes `yaml:"photo_bytes"`
+	PairMoments int          `yaml:"pair_moments"` // photos, notes and reactions of one pair
+	PairBytes   config.Bytes `yaml:"pair_bytes"`   // and their bytes
+}
+
+// LogConfig says how to log.
+type LogConfig struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // text, json; empty: text on a terminal
+}
+
+// Default returns the defaults of the contract (section 6). DataDir is empty:
+// its default depends on who runs the program, which cmd knows.
+func Default() Config {
+	c := Config{
+		MQTT:   ListenConfig{Listen: ":1883"},
+		MQTTS:  ListenConfig{Listen: ":8883"},
+		HTTP:   HTTPConfig{Listen: ":8080"},
+		Ops:    ListenConfig{Listen: "127.0.0.1:9464"},
+		Auth:   AuthConfig{Issuer: "pairsync", Audience: "pairsync"},
+		Broker: broker.DefaultConfig(),
+		Bridge: bridge.Default(),
+		Log:    LogConfig{Level: "info"},
+	}
+	c.Limits = LimitsConfig{
+		PhotoBytes:  config.Bytes(c.Broker.PhotoBytes),
+		PairMoments: badgerledger.DefaultMaxEntries,
+		PairBytes:   config.Bytes(badgerledger.DefaultMaxBytes),
+	}
+	return c
+}
+
+// Validate reports every problem at once, each with its key path.
+func (c Config) Validate() error {
+	var errs []error
+	add := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	if c.DataDir == "" {
+		add("data_dir", errors.New("must be set"))
+	}
+	for key, listen := range map[string]string{
+		"mqtt.listen": c.MQTT.Listen, "mqtts.listen": c.MQTTS.Listen, "http.listen": c.HTTP.Listen, "ops.listen": c.Ops.Listen,
+	} {
+		if listen != "" {
+			_, _, err := net.SplitHostPort(listen)
+			add(key, err)
+		}
+	}
+	if c.HTTP.PublicURL != "" {
+		u, err := url.Parse(c.HTTP.PublicURL)
+		if err == nil && (u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+			err = fmt.Errorf("%q must begin with http:// or https:// and a host", c.HTTP.PublicURL)
+		}
+		add("http.public_url", err)
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		add("tls", errors.New("cert_file and key_file go together"))
+	}
+	if c.Auth.Issuer == "" || c.Auth.Audience == "" {
+		add("auth", errors.New("issuer and audience must be set"))
+	}
+	if c.Limits.PairMoments < 1 || c.Limits.PairBytes < c.Limits.PhotoBytes {
+		add("limits", errors.New("pair_moments must be at least 1 and pair_bytes at least photo_bytes"))
+	}
+	var level slog.Level
+	add("log.level", level.UnmarshalText([]byte(c.Log.Level)))
+	switch c.Log.Format {
+	case "", "text", "json":
+	default:
+		add("log.format", fmt.Errorf("%q is neither text nor json", c.Log.Format))
+	}
+	add("broker", c.broker().Validate())
+	add("bridge", c.bridge().Validate())
+	return errors.Join(errs...)
+}
+
+// broker and bridge hand on the settings that both share.
+func (c Config) broker() broker.Config {
+	b := c.Broker
+	b.PhotoBytes = int(c.Limits.PhotoBytes)
+	b.PublicURL = c.HTTP.PublicURL
+	return b
+}
+
+func (c Config) bridge() bridge.Config {
+	b := c.Bridge
+	b.PhotoBytes = int(c.Limits.PhotoBytes)
+	b.SocketIO.Origins = c.HTTP.Origins
+	return b
+}
