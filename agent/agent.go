@@ -69,10 +69,9 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	a := &Agent{cfg: cfg, log: deps.Log, version: deps.Version, token: deps.Token, board: newBoard()}
 	a.newLink = func(c mqttlink.Config, log *slog.Logger) (link, error) { return mqttlink.New(c, log) }
 	if a.token == nil {
-		if cfg.TokenFile == "" {
-			return nil, errors.New("token_file: is empty: name the file with the device token")
+		if a.token, err = tokenFile(cfg.TokenFile); err != nil {
+			return nil, err
 		}
-		a.token = tokenFile(cfg.TokenFile)
 	}
 	if err := a.setDial(deps); err != nil {
 		return nil, err
@@ -111,6 +110,22 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 		a.kiosk = newKiosk(deps.Kiosk, cfg.Show, a.store, a.board, a.log)
 	}
 	return a, nil
+}
+
+// tokenFile returns a source that reads the file anew at each call. What is in
+// it now must be a device's token, so that a mistake shows at once.
+func tokenFile(path string) (func(context.Context) (string, error), error) {
+	if path == "" {
+		return nil, errors.New("token_file: is empty: name the file with the device token")
+	}
+	raw, err := readToken(path)
+	if err == nil {
+		_, err = parseIdentity(raw)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("token_file: %w", err)
+	}
+	return func(context.Context) (string, error) { return readToken(path) }, nil
 }
 
 // Run serves until ctx ends or the store fails, and returns when everything it

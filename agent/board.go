@@ -30,8 +30,9 @@ type view struct {
 	// connected: the broker has accepted us. ready: the subscriptions are in
 	// place too and the pair is known to be current.
 	connected, ready bool
-	lastError        string
-	refused          int // moments from outside the pair since the start
+	offline          string // why it is not ready; empty when it is
+	lastError        string // what went wrong last
+	refused          int    // moments from outside the pair since the start
 }
 
 // board is the one place where the agent's parts tell each other what changed:

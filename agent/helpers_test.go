@@ -350,11 +350,13 @@ func (l *fakeLink) Moved() uint64 {
 	return l.b.moved
 }
 
+func noDial(context.Context) (net.Conn, error) { return nil, errors.New("the fake broker has no wire") }
+
 // newTestAgent returns an agent of the fake broker, not yet running.
 func newTestAgent(t testing.TB, b *fakeBroker, cfg Config, claims map[string]string) *Agent {
 	t.Helper()
 	a, err := New(cfg, Deps{
-		Dial:    func(context.Context) (net.Conn, error) { return nil, errors.New("the fake broker has no wire") },
+		Dial:    noDial,
 		Token:   func(context.Context) (string, error) { return testToken(claims), nil },
 		Local:   memnet.Listen("agent"), // a real socket would stop the fake clock
 		Version: "test", Log: quiet(),

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -26,23 +25,21 @@ type identity struct {
 	Pair   string // empty when the token names none
 }
 
-// tokenFile returns a source that reads the token anew at each call.
-func tokenFile(path string) func(context.Context) (string, error) {
-	return func(context.Context) (string, error) {
-		f, err := os.Open(path)
-		if err != nil {
-			return "", fmt.Errorf("read device token: %w", err)
-		}
-		defer f.Close()
-		raw, err := io.ReadAll(io.LimitReader(f, maxTokenBytes+1))
-		if err != nil {
-			return "", fmt.Errorf("read device token: %w", err)
-		}
-		if len(raw) > maxTokenBytes {
-			return "", fmt.Errorf("read device token: %s is larger than %d bytes", path, maxTokenBytes)
-		}
-		return strings.TrimSpace(string(raw)), nil
+// readToken returns the token in a file, without the line's end.
+func readToken(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("read device token: %w", err)
 	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxTokenBytes+1))
+	if err != nil {
+		return "", fmt.Errorf("read device token: %w", err)
+	}
+	if len(raw) > maxTokenBytes {
+		return "", fmt.Errorf("read device token: %s is larger than %d bytes", path, maxTokenBytes)
+	}
+	return strings.TrimSpace(string(raw)), nil
 }
 
 // parseIdentity reads the claims of a device token without verifying it. Its

@@ -26,6 +26,7 @@ import (
 //	GET  /events                      server-sent events: the screen, as JSON, on each change
 //	GET  /photo?sender=&moment=       a photo's bytes
 //	POST /shown {"sender","moment"}   the page has shown a photo
+//	POST /broken {"sender","moment"}  the page has the photo and cannot decode it
 const (
 	// maxPages bounds how many pages may be open at once.
 	maxPages = 8
@@ -107,7 +108,8 @@ func (k *kiosk) handler() http.Handler {
 	}
 	mux.HandleFunc("GET /events", k.events)
 	mux.HandleFunc("GET /photo", k.photo)
-	mux.HandleFunc("POST /shown", k.shown)
+	mux.HandleFunc("POST /shown", func(w http.ResponseWriter, r *http.Request) { k.told(w, r, k.shown) })
+	mux.HandleFunc("POST /broken", func(w http.ResponseWriter, r *http.Request) { k.told(w, r, k.broken) })
 	return k.guard(mux)
 }
 
@@ -173,7 +175,7 @@ func (k *kiosk) screen(v view) (screen, error) {
 	}
 	s.Partner = v.name(partner.ID)
 	err := k.store.eachPhoto(func(r record) error {
-		if r.Pair != v.Pair || (r.Sender != partner.ID && k.show != ShowBoth) {
+		if r.Broken || r.Pair != v.Pair || (r.Sender != partner.ID && k.show != ShowBoth) {
 			return nil
 		}
 		p := listed(r)
@@ -278,23 +280,20 @@ func (k *kiosk) photo(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
-// shown is told by the page when a photo has become visible.
-func (k *kiosk) shown(w http.ResponseWriter, r *http.Request) {
+// told takes what the page says about a photo, and has it recorded.
+func (k *kiosk) told(w http.ResponseWriter, r *http.Request, record func(ctx context.Context, sender, id string) (bool, error)) {
 	var what struct{ Sender, Moment string }
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&what); err != nil {
 		http.Error(w, `expected {"sender","moment"}`, http.StatusBadRequest)
 		return
 	}
-	v, _ := k.board.get()
-	now := time.Now()
-	receipt := newReceipt(v.membership, what.Sender, what.Moment, moment.StatusShown, now)
-	first, err := k.store.markShown(r.Context(), what.Sender, what.Moment, now.UTC(), receipt)
+	first, err := record(r.Context(), what.Sender, what.Moment)
 	switch {
 	case errors.Is(err, errNoPhoto):
 		http.NotFound(w, r)
 		return
 	case err != nil:
-		k.log.Error("cannot record that a photo was shown", "err", err)
+		k.log.Error("cannot record what the page said", "path", r.URL.Path, "err", err)
 		http.Error(w, "cannot record it", http.StatusInternalServerError)
 		return
 	}
@@ -302,4 +301,20 @@ func (k *kiosk) shown(w http.ResponseWriter, r *http.Request) {
 		k.board.touch()
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// shown records that a photo has become visible, and tells its sender.
+func (k *kiosk) shown(ctx context.Context, sender, id string) (first bool, err error) {
+	v, _ := k.board.get()
+	now := time.Now()
+	return k.store.markShown(ctx, sender, id, now.UTC(), newReceipt(v.membership, sender, id, moment.StatusShown, now))
+}
+
+// broken records that a photo cannot be decoded.
+func (k *kiosk) broken(ctx context.Context, sender, id string) (first bool, err error) {
+	if first, err = k.store.markBroken(ctx, sender, id); first {
+		k.log.Warn("photo cannot be shown", "sender", sender, "moment", id)
+		k.board.fault("photo " + id + " of " + sender + ": the browser cannot decode it")
+	}
+	return first, err
 }

@@ -54,11 +54,11 @@ func (l *lane) run(ctx context.Context) error {
 		case err != nil:
 			l.log.Error("outbox is stuck, trying again", "kind", l.kind, "err", err)
 			l.board.fault(err.Error())
+			wait = max(wait, minRest)
 		}
-		if wait == 0 && err == nil {
-			continue
+		if wait > 0 {
+			l.idle(ctx, v.ready, wait, changed)
 		}
-		l.idle(ctx, v.ready, wait, changed)
 	}
 }
 
@@ -73,7 +73,7 @@ func (l *lane) step(ctx context.Context, v view) (time.Duration, error) {
 	}
 	e, ok, err := l.store.nextEntry(l.kind, l.after, v.Pair)
 	if err != nil {
-		return minRest, err
+		return 0, err
 	}
 	if !ok {
 		return untilTold, l.dropSent(ctx, 1)
@@ -125,7 +125,6 @@ func (l *lane) conclude(ctx context.Context, e entry, err error) (time.Duration,
 		return 0, l.refused(ctx, e, err)
 	}
 	l.waiting(err.Error())
-	l.board.fault(err.Error())
 	rest := min(minRest<<min(l.tries, 10), maxRest)
 	l.tries++
 	l.log.Warn("could not send, it stays queued", "kind", e.Kind, "moment", e.ID, "wait", rest, "err", err)
@@ -212,10 +211,13 @@ func (l *lane) prepared(ctx context.Context, e entry) ([]byte, entry, error) {
 // p is never published a second time, so that the link holds it only once.
 func (l *lane) deliver(ctx context.Context, v view, p mqttlink.Publish) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	defer context.AfterFunc(v.session, cancel)()
-	result := make(chan error, 1)
-	go func() { result <- v.link.Publish(ctx, p) }() // ends with ctx
+	result, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		result <- v.link.Publish(ctx, p)
+	}()
+	defer func() { cancel(); <-ended }()
 	for round, fresh := 0, true; ; round++ {
 		for attempt := range attempts {
 			if !fresh {
@@ -231,7 +233,6 @@ func (l *lane) deliver(ctx context.Context, v view, p mqttlink.Publish) error {
 			}
 		}
 		l.waiting(errStalled.Error())
-		l.board.fault(errStalled.Error())
 		l.log.Warn("not acknowledged, it stays queued", "topic", p.Topic, "round", round+1)
 		var err error
 		if fresh, err = l.rest(ctx, result, min(minRest<<min(round, 10), maxRest)); !errors.Is(err, errStalled) {

@@ -80,6 +80,9 @@ func (s *store) newestNote(pair string) (n note, ok bool, err error) {
 	err = s.db.View(func(tx *badgerdb.Tx) error {
 		return tx.Scan([]byte(prefixNote), nil, true, func(key []byte, value func() ([]byte, error)) error {
 			raw, err := value()
+			if errors.Is(err, badgerdb.ErrDamaged) {
+				return nil
+			}
 			if err != nil {
 				return err
 			}

@@ -324,6 +324,9 @@ func (s *store) scanEntries(kind moment.Kind, after uint64, fn func(entry) error
 	return s.db.View(func(tx *badgerdb.Tx) error {
 		return tx.Scan(outPrefix(kind), outKey(kind, after+1), false, func(key []byte, value func() ([]byte, error)) error {
 			raw, err := value()
+			if errors.Is(err, badgerdb.ErrDamaged) {
+				return nil // nobody can tell any more what it was
+			}
 			if err != nil {
 				return err
 			}

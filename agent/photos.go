@@ -20,6 +20,9 @@ const maxPhotoBytes = 6 << 20
 // evictPerChange bounds how many photos one transaction removes.
 const evictPerChange = 16
 
+// keepWhenFull is how many photos stay even when the disk is full.
+const keepWhenFull = 50
+
 // errNoPhoto says that the store has no such photo (any more).
 var errNoPhoto = errors.New("no such photo")
 
@@ -36,6 +39,7 @@ type record struct {
 	TakenAt    time.Time `json:"takenAt,omitzero"`
 	ReceivedAt time.Time `json:"receivedAt"`
 	ShownAt    time.Time `json:"shownAt,omitzero"` // zero: not shown yet
+	Broken     bool      `json:"broken,omitempty"` // the page could not decode it
 }
 
 func (r record) key() moment.Key { return moment.Key{User: r.Sender, Kind: moment.Photo, ID: r.Moment} }
@@ -170,6 +174,25 @@ func (s *store) evict(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// makeRoom removes some of the oldest photos although they are within the
+// bounds, because the disk is full; never the newest keepWhenFull.
+func (s *store) makeRoom(ctx context.Context) (removed int, err error) {
+	tight := store{db: s.db, keepBytes: s.keepBytes}
+	err = s.db.Prune(ctx, func(tx *badgerdb.Tx) error {
+		t, err := readTotals(tx)
+		if err != nil {
+			return err
+		}
+		tight.keepPhotos = max(t.Photos-evictPerChange, keepWhenFull)
+		evicted, err := tight.overdue(tx, &t)
+		if removed = len(evicted); removed == 0 || err != nil {
+			return err
+		}
+		return errors.Join(removePhotos(tx, evicted), writeTotals(tx, t))
+	})
+	return removed, err
 }
 
 // takeBroken remembers a photo that will never be shown, and counts it.
@@ -325,6 +348,26 @@ func (s *store) markShown(ctx context.Context, sender, id string, at time.Time, 
 			enqueueReceipt(tx, &t, told),
 			writeTotals(tx, t),
 		)
+	}})
+	return first, err
+}
+
+// markBroken keeps a photo that the page could not decode out of the show, and
+// counts it. It reports false, and changes nothing, when that was done before.
+func (s *store) markBroken(ctx context.Context, sender, id string) (first bool, err error) {
+	err = s.update(ctx, change{apply: func(tx *badgerdb.Tx) error {
+		first = false
+		r, err := findPhoto(tx, sender, id)
+		if err != nil || r.Broken {
+			return err
+		}
+		t, err := readTotals(tx)
+		if err != nil {
+			return err
+		}
+		r.Broken, first = true, true
+		t.Broken++
+		return errors.Join(setJSON(tx, numberedKey(prefixPhoto, r.Arrival), r), writeTotals(tx, t))
 	}})
 	return first, err
 }

@@ -23,6 +23,7 @@ const maxNoteBytes = 8 << 10
 const (
 	minStoreRetry = time.Second
 	maxStoreRetry = 30 * time.Second
+	roomEvery     = time.Minute // between removals of photos because of it
 )
 
 // receiver stores what arrives and then acknowledges it, in order. What it
@@ -33,6 +34,8 @@ type receiver struct {
 	show    Show
 	relearn func() // a pairing event came
 	log     *slog.Logger
+
+	madeRoom time.Time // when photos were last removed because the disk is full
 }
 
 // incoming is one message from the broker. The receiver may keep its payload.
@@ -137,6 +140,9 @@ func (r *receiver) await(ctx context.Context, a *arrival) error {
 		default:
 			r.log.Error("cannot store what arrived, trying again", "topic", a.msg.topic, "wait", wait, "err", err)
 			r.board.fault(err.Error())
+			if errors.Is(err, badgerdb.ErrFull) {
+				r.makeRoom(ctx)
+			}
 			if !pause(ctx, wait) {
 				return ctx.Err()
 			}
@@ -144,6 +150,22 @@ func (r *receiver) await(ctx context.Context, a *arrival) error {
 		}
 		err = r.store.update(ctx, *a.change)
 	}
+}
+
+// makeRoom lets the oldest photos go when the disk is full, a few a minute:
+// the store needs some time to give their space back.
+func (r *receiver) makeRoom(ctx context.Context) {
+	if time.Since(r.madeRoom) < roomEvery {
+		return
+	}
+	r.madeRoom = time.Now()
+	n, err := r.store.makeRoom(ctx)
+	if err != nil {
+		r.log.Error("cannot make room", "err", err)
+		return
+	}
+	r.log.Warn("disk is full, removed the oldest photos", "photos", n)
+	r.board.touch()
 }
 
 // judge says what a message asks for.

@@ -32,8 +32,9 @@ const (
 	// reconnects to learn its pair, and the least time between two such
 	// reconnects.
 	relearnAfter = time.Second
-	// sessionPause is the least time between two sessions.
-	sessionPause = time.Second
+	// minSessionPause and maxSessionPause bound the wait between two sessions.
+	minSessionPause = time.Second
+	maxSessionPause = 30 * time.Second
 )
 
 var (
@@ -76,6 +77,7 @@ func (a *Agent) setDial(deps Deps) error {
 // fails. Within a session the link reconnects by itself; a new one begins only
 // when the device is another, or when the broker's session cannot be used.
 func (a *Agent) stayConnected(ctx context.Context) error {
+	wait := minSessionPause
 	for {
 		err := a.runSession(ctx)
 		switch {
@@ -85,13 +87,15 @@ func (a *Agent) stayConnected(ctx context.Context) error {
 			return fmt.Errorf("store: %w", a.store.db.Healthy())
 		case errors.Is(err, errNewSession), errors.Is(err, errIdentity):
 			a.log.Info("starting a new session", "why", err)
+			wait = minSessionPause
 		default:
-			a.log.Warn("session ended", "err", err)
-			a.board.fault(err.Error())
+			a.log.Warn("session ended", "err", err, "wait", wait)
+			a.board.set(func(v *view) { v.offline = err.Error() })
 		}
-		if !pause(ctx, sessionPause) {
+		if !pause(ctx, wait) {
 			return nil
 		}
+		wait = min(2*wait, maxSessionPause)
 	}
 }
 
@@ -187,11 +191,22 @@ func (s *session) linkConfig(ctx context.Context, clean bool) mqttlink.Config {
 		}
 	}
 	c.Up = s.up
-	c.Down = func(err error) {
-		s.a.board.set(func(v *view) { v.connected, v.ready = false, false })
-		s.a.log.Info("offline", "why", err)
-	}
+	c.Down = s.down
 	return c
+}
+
+// down is the link's callback of each lost connection and failed attempt.
+func (s *session) down(err error) {
+	was := false
+	s.a.board.set(func(v *view) {
+		was = v.connected
+		v.connected, v.ready, v.offline = false, false, err.Error()
+	})
+	if was {
+		s.a.log.Info("offline", "why", err)
+	} else {
+		s.a.log.Debug("still offline", "why", err)
+	}
 }
 
 // token reads the token for a connect, and ends the session when it has become
@@ -199,12 +214,10 @@ func (s *session) linkConfig(ctx context.Context, clean bool) mqttlink.Config {
 func (s *session) token(ctx context.Context) (string, error) {
 	raw, err := s.a.token(ctx)
 	if err != nil {
-		s.a.board.fault(err.Error())
 		return "", err
 	}
 	id, err := parseIdentity(raw)
 	if err != nil {
-		s.a.board.fault(err.Error())
 		return "", err
 	}
 	if id.User != s.id.User || id.Device != s.id.Device {
@@ -250,7 +263,7 @@ func (s *session) settleAll(ctx context.Context) error {
 					return nil
 				}
 				// The next connect tries again; without one, reconnect.
-				s.a.board.fault(err.Error())
+				s.a.board.set(func(v *view) { v.offline = err.Error() })
 				s.a.log.Warn("subscriptions are not in place, connecting again", "err", err)
 				if !pause(ctx, relearnAfter) {
 					return nil

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -166,6 +167,40 @@ func TestUnpairedThenPairedThenPairedAnew(t *testing.T) {
 		b.set(func(b *fakeBroker) { b.pair = "" })
 		b.deliver("users/ann/events", []byte(`{}`))
 		awaitView(t, a, "unpaired", func(v view) bool { return v.ready && v.Pair == "" })
+	})
+}
+
+func TestATokenOfAnotherDeviceStartsANewSession(t *testing.T) {
+	b := newFakeBroker()
+	world(t, b, deviceClaims, func(t *testing.T, a *Agent) {
+		awaitView(t, a, "ready", ready)
+		a.token = func(context.Context) (string, error) {
+			return testToken(map[string]string{"sub": testUser, "device": "hall"}), nil
+		}
+		b.cut()
+		awaitView(t, a, "the other device", func(v view) bool { return v.ready && v.Device == "hall" })
+		b.get(func(b *fakeBroker) {
+			l := b.links[len(b.links)-1]
+			if l.cfg.ClientID != "hall" || b.connects[len(b.connects)-1] != "clean" {
+				t.Errorf("client id %q, connects %v", l.cfg.ClientID, b.connects)
+			}
+		})
+	})
+}
+
+func TestUnreadableTokenIsTriedAgain(t *testing.T) {
+	b := newFakeBroker()
+	world(t, b, deviceClaims, func(t *testing.T, a *Agent) {
+		awaitView(t, a, "ready", ready)
+		read, gone := a.token, errors.New("token file is gone")
+		a.token = func(context.Context) (string, error) { return "", gone }
+		b.cut()
+		time.Sleep(time.Minute)
+		if v, _ := a.board.get(); v.ready {
+			t.Error("ready without a token")
+		}
+		a.token = read
+		awaitView(t, a, "ready", ready)
 	})
 }
 

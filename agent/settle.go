@@ -65,7 +65,11 @@ func (s *session) settle(ctx context.Context, present bool) error {
 		}
 	}
 	partner, _ := member.partner()
-	s.a.board.set(func(v *view) { v.ready, v.lastError = v.connected, "" })
+	s.a.board.set(func(v *view) {
+		if v.ready = v.connected; v.ready {
+			v.offline = ""
+		}
+	})
 	s.a.log.Info("online", "pair", member.Pair, "partner", partner.ID)
 	return nil
 }

@@ -50,11 +50,14 @@ func (a *Agent) reportState(ctx context.Context) error {
 			}
 			if !ready || wait <= 0 {
 				body, err := a.state(v)
-				if err != nil {
+				if storeFailed(err) {
 					return err
 				}
+				if err != nil {
+					a.log.Error("cannot tell the device's state", "err", err)
+				}
 				wait = untilTold
-				if !bytes.Equal(body, last) {
+				if err == nil && !bytes.Equal(body, last) {
 					if err := a.publishState(ctx, v, body); err == nil {
 						last, lastAt = body, time.Now()
 					}
@@ -120,7 +123,8 @@ type Status struct {
 	Pair      string `json:"pair"`    // empty: not paired
 	Partner   string `json:"partner"` // the partner's id, empty when not paired
 	Connected bool   `json:"connected"`
-	LastError string `json:"lastError,omitempty"`
+	Offline   string `json:"offline,omitempty"`   // why it is not connected
+	LastError string `json:"lastError,omitempty"` // what went wrong last, since the start
 
 	Photos  int   `json:"photos"`
 	Bytes   int64 `json:"bytes"`
@@ -146,7 +150,7 @@ func (a *Agent) status() (Status, error) {
 	v, _ := a.board.get()
 	st, err := storeStatus(a.store, v.membership)
 	st.Running, st.Version = true, a.version
-	st.Connected, st.LastError, st.Refused = v.ready, v.lastError, v.refused
+	st.Connected, st.Offline, st.LastError, st.Refused = v.ready, v.offline, v.lastError, v.refused
 	return st, err
 }
 

@@ -109,6 +109,22 @@ func TestEvictByBytesAndAfterSmallerBounds(t *testing.T) {
 	}
 }
 
+func TestMakeRoomLeavesTheNewest(t *testing.T) {
+	s := newTestStore(t)
+	for i := range keepWhenFull + 20 {
+		putPhoto(t, s, fmt.Sprintf("m%d", i), testJPEG(t, 1))
+	}
+	for _, want := range []int{evictPerChange, 20 - evictPerChange, 0} {
+		if n, err := s.makeRoom(t.Context()); n != want || err != nil {
+			t.Errorf("removed %d, %v, want %d", n, err, want)
+		}
+	}
+	got := moments(t, s)
+	if len(got) != keepWhenFull || got[keepWhenFull-1] != "m20" {
+		t.Errorf("%d photos left down to %q", len(got), got[len(got)-1])
+	}
+}
+
 func TestTakeBack(t *testing.T) {
 	s := newTestStore(t)
 	putPhoto(t, s, "m1", testJPEG(t, 1))

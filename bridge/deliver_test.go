@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"pairsync/bridge/socketio"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 )
@@ -422,5 +423,39 @@ func TestPairChange(t *testing.T) {
 		synctest.Wait()
 		w.fromPartner("cleo", 4)
 		diff(t, "photos of the new partner", ben.photos(), []string{"photo-1", "photo-4"})
+	})
+}
+
+// A phone that was too slow to be given a photo gets it a little later.
+func TestLaggingPhoneCatchesUp(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ben := w.connect("ben", nil)
+		ben.answers = false
+		ben.room()
+		w.fromPartner("ana", 1)
+		u := w.bridge.users[userKey{"ben", ""}]
+		if u.phones[0].emitted("receive_photo", socketio.ErrBacklog) {
+			t.Error("a full queue counted as emitted")
+		}
+		time.Sleep(lagWait)
+		diff(t, "photos", ben.photos(), []string{"photo-1", "photo-1"})
+	})
+}
+
+// While the broker is away, the end of the last socket still ends the session.
+func TestSessionEndsWhileResubscribing(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ben := w.join("ben")
+		w.broker.mu.Lock()
+		w.broker.deaf = true
+		w.broker.mu.Unlock()
+		if _, err := w.reg.RemovePair(w.t.Context(), w.pair.ID); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		ben.leave()
+		if w.bridge.isUp("ben") {
+			t.Error("ben is still online")
+		}
 	})
 }

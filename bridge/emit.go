@@ -34,7 +34,7 @@ func (s *session) photoBody(m *moment.Moment) photoBody {
 	return photoBody{
 		PhotoID: m.ID, MomentID: m.ID, MessageID: m.ID, ContentType: contentType, Caption: m.Caption,
 		Timestamp: when(m).UnixMilli(), SenderID: m.User, SenderName: s.nameOf(m),
-		IsPending: m.StoredAt.Before(s.since),
+		IsPending: !m.StoredAt.IsZero() && m.StoredAt.Before(s.since),
 	}
 }
 

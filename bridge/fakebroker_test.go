@@ -25,6 +25,8 @@ type fakeBroker struct {
 	refuse func(mqttlink.Publish) error
 	// mute makes publishes wait for nothing that ever comes.
 	mute bool
+	// deaf makes subscribing wait likewise.
+	deaf bool
 	// onAck hears of every PUBACK.
 	onAck func(topic string)
 }
@@ -333,8 +335,13 @@ func (l *fakeLink) Subscribe(_ context.Context, subs ...mqttlink.Subscription) e
 	return nil
 }
 
-func (l *fakeLink) Unsubscribe(_ context.Context, filters ...string) error {
+func (l *fakeLink) Unsubscribe(ctx context.Context, filters ...string) error {
 	l.b.mu.Lock()
+	if l.b.deaf {
+		l.b.mu.Unlock()
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	defer l.b.mu.Unlock()
 	for _, f := range filters {
 		delete(l.b.sessions[l.name].subs, f)

@@ -64,6 +64,7 @@ func seeds() []string {
 		`{"photoData" : "` + data + `","photoId":"p","partnerId":"b"}`,
 		`{"x":"photoData\":\"","photoData":"/9j/","photoId":"p","partnerId":"b"}`,
 		`{"photoData":"/9j/`, `{"photoData":{"_placeholder":true,"num":0}}`, `[]`, `null`, ``, `{`,
+		`{"photoId":"0","partnerId":"0","photoData":"0000="}`,
 	}
 }
 

@@ -23,10 +23,12 @@ const (
 	deadAfter   = 10 * time.Minute // of at least one live socket
 )
 
-// How long a receipt's publish may take, and the wait before the next try.
+// How long a receipt's publish may take, and the waits before further tries,
+// which double.
 const (
-	receiptTimeout = 30 * time.Second
-	receiptWait    = time.Second
+	receiptTimeout  = 30 * time.Second
+	firstReceiptTry = time.Second
+	lastReceiptTry  = 30 * time.Second
 )
 
 // delivery is one photo of the partner's on its way to the phones. Its fields
@@ -256,7 +258,7 @@ func (s *session) settled(d *delivery, at time.Time, slot int, receipt mqttlink.
 // deliverReceipt publishes the receipt until the broker has accepted it or
 // said that it never will. False means that the session ended first.
 func (s *session) deliverReceipt(ctx context.Context, photo string, receipt mqttlink.Publish) bool {
-	for {
+	for wait := firstReceiptTry; ; wait = min(2*wait, lastReceiptTry) {
 		err := s.publishReceipt(ctx, receipt)
 		var reason *mqttlink.ReasonError
 		switch {
@@ -270,7 +272,7 @@ func (s *session) deliverReceipt(ctx context.Context, photo string, receipt mqtt
 		}
 		s.log.Info("receipt not yet accepted", "photo", photo, "err", err)
 		select {
-		case <-time.After(receiptWait):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return false
 		}

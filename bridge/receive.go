@@ -43,7 +43,7 @@ func (s *session) receive(in inbound) {
 	case moment.ClassPresence:
 		s.presence(in, t)
 	case moment.ClassLive:
-		s.live(in, t)
+		s.ephemeral(in, t)
 	default:
 		s.ack(in)
 	}
@@ -249,8 +249,8 @@ func (s *session) presence(in inbound, t moment.Topic) {
 	s.broadcast(s.pres.event())
 }
 
-// live passes on what is of the moment and never stored.
-func (s *session) live(in inbound, t moment.Topic) {
+// ephemeral passes on what is of the moment and never stored.
+func (s *session) ephemeral(in inbound, t moment.Topic) {
 	if !s.ofPartner(in, t) || t.Name != liveHeartbeat {
 		return
 	}

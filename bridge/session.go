@@ -39,11 +39,12 @@ type session struct {
 	since time.Time // when it was made: what was stored before is pending
 
 	changed chan struct{} // capacity 1: the pair may be another one
-	ending  chan struct{} // closed by end
 	idle    chan struct{} // closed when ended and busy is 0
 	over    chan struct{} // closed when it is not the user's session any more
-	stop    context.CancelFunc
-	ctx     context.Context // ends with stop; what the session's own goroutines use
+	// live ends when end was called; ctx a little later, when what was on the
+	// way has had its time. Both end with Bridge.base.
+	live, ctx    context.Context
+	endLive, cut context.CancelFunc
 
 	// Guarded by user.mu.
 	ended   bool
@@ -72,10 +73,11 @@ func newSession(u *user) (*session, error) {
 	s := &session{
 		u: u, log: u.log, since: time.Now(),
 		changed: make(chan struct{}, 1),
-		ending:  make(chan struct{}),
 		idle:    make(chan struct{}),
 		over:    make(chan struct{}),
 	}
+	s.live, s.endLive = context.WithCancel(u.b.base)
+	s.ctx, s.cut = context.WithCancel(u.b.base)
 	s.pair, s.partner, _ = u.partner()
 	subs := append(userSubscriptions(u.key.user), pairSubscriptions(s.pair.ID, s.partner)...)
 	s.filters = filtersOf(pairSubscriptions(s.pair.ID, s.partner))
@@ -94,6 +96,8 @@ func newSession(u *user) (*session, error) {
 		Refused: s.refused,
 	}, s.receive, s.log)
 	if err != nil {
+		s.endLive()
+		s.cut()
 		return nil, fmt.Errorf("session of %q: %w", u.key.user, err)
 	}
 	s.link = l
@@ -129,12 +133,9 @@ func filtersOf(subs []mqttlink.Subscription) []string {
 }
 
 // run keeps the link connected until end was called and what was on the way is
-// done, or ctx ends.
-func (s *session) run(ctx context.Context) {
-	ctx, s.stop = context.WithCancel(ctx)
-	defer s.stop()
+// done, or the bridge stops.
+func (s *session) run() {
 	s.u.mu.Lock()
-	s.ctx = ctx
 	s.setPair() // it may have changed before anybody could tell this session
 	s.pairChanged()
 	s.u.unlock()
@@ -142,13 +143,13 @@ func (s *session) run(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.link.Run(ctx); err != nil && ctx.Err() == nil {
+		if err := s.link.Run(s.ctx); err != nil && s.ctx.Err() == nil {
 			s.log.Error("broker link ended", "err", err)
 		}
 	}()
-	s.follow(ctx)
-	s.drain(ctx)
-	s.stop()
+	s.follow()
+	s.drain()
+	s.cut()
 	<-done
 	s.setUp(false)
 	<-s.idle // every goroutine of the session has ended
@@ -156,20 +157,18 @@ func (s *session) run(ctx context.Context) {
 
 // follow keeps the subscriptions those of the present pair, until the session
 // is to end.
-func (s *session) follow(ctx context.Context) {
+func (s *session) follow() {
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
 	for {
 		select {
-		case <-s.ending:
-			return
-		case <-ctx.Done():
+		case <-s.live.Done():
 			return
 		case <-s.changed:
 		case <-retry.C:
 		}
-		if err := s.resubscribe(ctx); err != nil {
+		if err := s.resubscribe(); err != nil && s.live.Err() == nil {
 			s.log.Info("subscriptions not yet those of the pair", "err", err)
 			retry.Reset(resubscribeWait)
 		}
@@ -177,8 +176,8 @@ func (s *session) follow(ctx context.Context) {
 }
 
 // resubscribe drops the filters of a former pair and adds those of the present.
-func (s *session) resubscribe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, resubscribeTimeout)
+func (s *session) resubscribe() error {
+	ctx, cancel := context.WithTimeout(s.live, resubscribeTimeout)
 	defer cancel()
 	s.u.mu.Lock()
 	s.setPair()
@@ -241,14 +240,14 @@ func (s *session) end() {
 		return
 	}
 	s.ended = true
-	close(s.ending)
+	s.endLive()
 	if s.busy == 0 {
 		close(s.idle)
 	}
 }
 
 // drain waits until what was on the way is done, if the link is up to do it.
-func (s *session) drain(ctx context.Context) {
+func (s *session) drain() {
 	s.u.mu.Lock()
 	s.end()
 	up := s.up
@@ -261,7 +260,7 @@ func (s *session) drain(ctx context.Context) {
 	select {
 	case <-s.idle:
 	case <-t.C:
-	case <-ctx.Done():
+	case <-s.ctx.Done():
 	}
 }
 

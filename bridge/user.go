@@ -83,7 +83,7 @@ func (u *user) unlock() {
 func (u *user) run(ctx context.Context) {
 	for {
 		u.loadAcks(ctx)
-		u.serve(ctx)
+		u.serve()
 		if !u.b.again(ctx, u) {
 			return
 		}
@@ -113,8 +113,8 @@ func (u *user) loadAcks(ctx context.Context) {
 	}
 }
 
-// serve runs one session: from now until no phone is left, or ctx ends.
-func (u *user) serve(ctx context.Context) {
+// serve runs one session: from now until nobody needs it, or the bridge stops.
+func (u *user) serve() {
 	s, err := newSession(u)
 	if err != nil {
 		u.log.Error("session cannot be made", "err", err)
@@ -125,6 +125,8 @@ func (u *user) serve(ctx context.Context) {
 	}
 	u.mu.Lock()
 	if !u.needed() {
+		s.end()
+		s.cut()
 		u.unlock()
 		return
 	}
@@ -133,7 +135,7 @@ func (u *user) serve(ctx context.Context) {
 	u.unlock()
 	u.b.metrics.sessions.Inc()
 
-	s.run(ctx)
+	s.run()
 
 	u.b.metrics.sessions.Dec()
 	u.mu.Lock()

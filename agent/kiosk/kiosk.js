@@ -47,17 +47,40 @@ async function show(photo) {
     await img.decode();
   } catch {
     if (current === key) current = ""; // tried again with the next event
+    reportBroken(photo);
     return;
   }
   if (current !== key) return;
   byId("photos").append(img);
   document.body.dataset.state = "photo";
   describe(photo);
-  requestAnimationFrame(() => requestAnimationFrame(() => img.classList.add("shown")));
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    for (const old of byId("photos").children) old.classList.toggle("shown", old === img);
+  }));
   setTimeout(() => {
-    while (byId("photos").firstChild !== img) byId("photos").firstChild.remove();
+    while (img.previousSibling) img.previousSibling.remove();
   }, fadeMs);
   tellShown(photo);
+}
+
+function tell(path, photo) {
+  fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ sender: photo.sender, moment: photo.moment }),
+  }).catch(() => {}); // the agent is gone; the page shows that by itself
+}
+
+// A photo that arrives whole and still cannot be decoded would keep the older
+// ones from being shown.
+async function reportBroken(photo) {
+  try {
+    const answer = await fetch(photo.src);
+    await answer.blob();
+    if (answer.ok) tell("/broken", photo);
+  } catch {
+    // It was the connection.
+  }
 }
 
 // Tells the agent once the page can be seen.
@@ -67,11 +90,7 @@ function tellShown(photo) {
     return;
   }
   if (current !== photo.sender + "/" + photo.moment) return;
-  fetch("/shown", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ sender: photo.sender, moment: photo.moment }),
-  }).catch(() => {}); // the agent is gone; the page shows that by itself
+  tell("/shown", photo);
 }
 
 function showEmpty(headline, hint) {

@@ -49,7 +49,9 @@ func eventName(raw []byte) (string, error) {
 	}
 	first := values[0]
 	switch c := first[0]; {
-	case c == '"' && bytes.IndexByte(first, '\\') < 0 && validJSON(first):
+	case c == '"' && !validJSON(first):
+		return "", errors.New("event name is not a well-formed string")
+	case c == '"' && bytes.IndexByte(first, '\\') < 0:
 		return string(first[1 : len(first)-1]), nil
 	case c == '"':
 		var name string

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/segmentio/asm/base64"
 
@@ -61,8 +62,7 @@ func PrepareJSON(event string, head, raw, tail []byte) (*Prepared, error) {
 	if reserved(event) {
 		return nil, fmt.Errorf("socketio: event name %q is reserved", event)
 	}
-	if len(head) == 0 || head[len(head)-1] != '"' || len(tail) == 0 || tail[0] != '"' ||
-		!validJSON(append(bytes.Clone(head), tail...)) {
+	if !validJSON(slices.Concat(head, tail)) || !validJSON(slices.Concat(head, []byte("+A/="), tail)) {
 		return nil, fmt.Errorf("socketio: event %q: head and tail do not make up JSON around a string", event)
 	}
 	name, err := json.Marshal(event)

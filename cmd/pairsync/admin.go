@@ -116,14 +116,17 @@ func (d *deviceAdd) Run(ctx context.Context, c *common, std cli.IO) error {
 			return err
 		})
 	}
-	written := func(ctx context.Context, a *admin.Client) (n admin.NewDevice, err error) {
-		return n, cli.WriteFile(d.Out, 0o600, func() ([]byte, error) {
-			n, err = add(ctx, a)
+	// The token is in the file and nowhere else.
+	written := func(ctx context.Context, a *admin.Client) (added admin.Device, err error) {
+		err = cli.WriteFile(d.Out, 0o600, func() ([]byte, error) {
+			n, err := add(ctx, a)
+			added = n.Device
 			return []byte(n.Token.Token + "\n"), err
 		})
+		return added, err
 	}
-	return ask(ctx, c, std, d.JSON, written, func(n admin.NewDevice) error {
-		_, err := fmt.Fprintln(std.Out, n.ID)
+	return ask(ctx, c, std, d.JSON, written, func(d admin.Device) error {
+		_, err := fmt.Fprintln(std.Out, d.ID)
 		return err
 	})
 }

@@ -13,7 +13,7 @@ import (
 const configFile = "/etc/pairsync/pairsync.yaml"
 
 type serveCmd struct {
-	Config     string `placeholder:"FILE" help:"Configuration file (PAIRSYNC_CONFIG; default: ${config_file} where it exists)."`
+	Config     string `placeholder:"FILE" help:"Configuration file (PAIRSYNC_CONFIG; default: /etc/pairsync/pairsync.yaml where it exists)."`
 	MQTTListen string `name:"mqtt-listen" placeholder:"ADDR" help:"mqtt.listen"`
 	HTTPListen string `name:"http-listen" placeholder:"ADDR" help:"http.listen"`
 	OpsListen  string `name:"ops-listen" placeholder:"ADDR" help:"ops.listen"`
@@ -42,7 +42,7 @@ func (s *serveCmd) load(c *common, std cli.IO) (daemon.Config, error) {
 	cfg.DataDir = cli.StateDir("pairsync", std.Environ)
 	o := config.Options{
 		File: s.Config, EnvPrefix: "PAIRSYNC_", Environ: std.Environ,
-		EnvForeign: []string{"PAIRSYNC_AGENT_", "PAIRSYNC_CONFIG="},
+		EnvForeign: []string{"PAIRSYNC_AGENT_", "PAIRSYNC_CONFIG"},
 	}
 	if o.File == "" {
 		o.File = std.Getenv("PAIRSYNC_CONFIG")
@@ -71,5 +71,9 @@ type demoCmd struct {
 
 // Run shows the photo's way.
 func (d *demoCmd) Run(ctx context.Context, c *common, std cli.IO) error {
-	return demo.Run(ctx, demo.Options{Once: d.Once, Photo: d.Photo, DataDir: c.DataDir, Out: std.Out})
+	log, err := cli.Logger(std.Err, "warn", "text")
+	if err != nil {
+		return err
+	}
+	return demo.Run(ctx, demo.Options{Once: d.Once, Photo: d.Photo, DataDir: c.DataDir, Out: std.Out, Log: log})
 }

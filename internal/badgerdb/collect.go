@@ -17,8 +17,8 @@ func (db *DB) collectStep() (more bool) {
 	if db.Healthy() != nil {
 		return false
 	}
-	if db.pressed && time.Since(db.hardened) >= hardEvery {
-		db.pressed, db.hardened = false, time.Now()
+	if db.flushIsWorthIt() {
+		db.pressed, db.garbage, db.flushed = false, 0, time.Now()
 		db.flush()
 	}
 	// A collection writes up to a file before it deletes one.
@@ -35,6 +35,24 @@ func (db *DB) collectStep() (more bool) {
 	}
 	db.keeper.due(db.sizes.touched, db.sizes.touched)
 	return false
+}
+
+// flushIsWorthIt says whether deletions should be brought down now. Writes do
+// that by and by, but a store that was emptied and is then left alone would
+// keep its photos on disk. Compacting the tree costs its size, so what it
+// frees must be more, unless the disk is full.
+func (db *DB) flushIsWorthIt() bool {
+	if time.Since(db.flushed) < flushEvery {
+		return false
+	}
+	if db.pressed {
+		return true
+	}
+	if db.garbage < 4*db.sizes.vlogFile {
+		return false
+	}
+	tree, _ := db.Size()
+	return db.garbage >= tree && tree <= maxFlatten
 }
 
 // flush brings deletions down to where they free space: under disk pressure

@@ -29,8 +29,9 @@ type DB struct {
 	// Of the writer goroutine only.
 	collecting bool      // a look for garbage is under way
 	freed      int64     // value-log bytes deleted since the last one
+	garbage    int64     // the same since compaction was last forced
+	flushed    time.Time // when that was
 	pressed    bool      // a put was refused for lack of room
-	hardened   time.Time // when compaction was last forced
 
 	keeper keeper
 

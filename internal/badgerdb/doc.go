@@ -13,7 +13,7 @@
 //
 //	FORMAT    text, "pairsync-store <version>" and "profile <name>"; read first
 //	lock      held (flock) for as long as the store is open
-//	ballast   really written zeros-free file, deleted when the disk is full
+//	ballast   allocated for nothing; deleted when the disk is full
 //	*.mem *.sst *.vlog MANIFEST DISCARD KEYREGISTRY LOCK   badger's own
 //
 // # The keys

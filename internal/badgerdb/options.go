@@ -108,6 +108,10 @@ func badgerOptions(dir string, s sizes, log badger.Logger) badger.Options {
 const (
 	collectEvery = 5 * time.Minute // between looks for garbage in the value log
 	lazyAfter    = time.Second     // longest wait of a SetLazy for a commit to ride on
-	hardEvery    = time.Minute     // between forced compactions under disk pressure
+	flushEvery   = time.Minute     // between forced compactions
 	ballastAfter = time.Minute     // after Open; and between attempts to restore it
 )
+
+// maxFlatten is the largest tree that is compacted without need: the writer
+// waits for it.
+const maxFlatten = 128 << 20

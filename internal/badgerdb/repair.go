@@ -37,8 +37,9 @@ const (
 // repair removes log files that hold nothing and cuts off what follows the
 // last good entry of those that end in garbage. badger does not open the
 // former, and on the latter it fails, panics, or allocates what a garbage
-// length says. It cuts nothing that was ever acknowledged: an entry is synced
-// before it is answered.
+// length says. What is cut was never acknowledged, because an entry is synced
+// before it is answered; unless the disk itself has lost bytes, and there
+// badger would cut the last logs at the same place.
 func repair(dir string, d depth, log *slog.Logger) error {
 	mems, err := filepath.Glob(filepath.Join(dir, "*.mem"))
 	if err != nil {

@@ -3,6 +3,7 @@ package badgerdb
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -77,8 +78,8 @@ func (db *DB) dropBallast() bool {
 	return true
 }
 
-// keepBallast writes the ballast if there is none and plenty of room. Its
-// bytes differ and are synced, so that no file system stores it as a hole.
+// keepBallast makes the ballast if there is none and plenty of room. Its
+// blocks are really allocated.
 func (db *DB) keepBallast() error {
 	if info, err := os.Stat(db.ballastPath()); err == nil && info.Size() == db.sizes.ballast {
 		return nil
@@ -91,19 +92,29 @@ func (db *DB) keepBallast() error {
 	if err != nil {
 		return err
 	}
+	if !allocate(f, db.sizes.ballast) {
+		err = fill(f, db.sizes.ballast)
+	}
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(db.ballastPath()))
+	}
+	return nil
+}
+
+// fill writes n bytes that no file system can compress or store as a hole.
+func fill(w io.Writer, n int64) error {
 	block := make([]byte, 256<<10)
-	x := uint64(88172645463325252) // xorshift: incompressible, and no secret
-	for n := int64(0); n < db.sizes.ballast && err == nil; n += int64(len(block)) {
+	x := uint64(88172645463325252) // xorshift64; no secret
+	for ; n > 0; n -= int64(len(block)) {
 		for i := range block {
 			x ^= x << 13
 			x ^= x >> 7
 			x ^= x << 17
 			block[i] = byte(x)
 		}
-		_, err = f.Write(block)
-	}
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(db.ballastPath()))
+		if _, err := w.Write(block[:min(n, int64(len(block)))]); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -203,5 +203,6 @@ func (tx *Tx) noteFreed(key []byte) {
 	}
 	if n := item.EstimatedSize(); n >= valueThreshold && n < math.MaxInt32 {
 		tx.db.freed += n
+		tx.db.garbage += n
 	}
 }

@@ -18,7 +18,7 @@ func isText(v reflect.Value) bool {
 }
 
 // setText decodes text into v, the field of key. Integers whose key ends in
-// "bytes" read sizes too. Lists are separated by commas, tables are lists of
+// "bytes" or "memory" read sizes too. Lists are separated by commas, tables are lists of
 // name=value. It never repeats the text of a Secret.
 func setText(v reflect.Value, key, text string) error {
 	if t, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
@@ -71,7 +71,7 @@ func setInt(v reflect.Value, key, text string) error {
 		v.SetInt(n)
 		return nil
 	}
-	if !strings.HasSuffix(key, "bytes") {
+	if !strings.HasSuffix(key, "bytes") && !strings.HasSuffix(key, "memory") {
 		return fmt.Errorf("%q is not a whole number", clip(text))
 	}
 	b, err := ParseBytes(text)

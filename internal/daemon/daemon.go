@@ -7,6 +7,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -134,8 +135,7 @@ func (d *Daemon) openAuth() (err error) {
 		if err != nil {
 			return fmt.Errorf("auth.hs256_secret_file: %w", err)
 		}
-		// An issuer of its own: one name has one key and one algorithm list.
-		shared, err := token.SharedSecret(d.cfg.Auth.Issuer+"-dev", d.cfg.Auth.Audience, trimNewline(secret))
+		shared, err := token.SharedSecret(d.cfg.Auth.Issuer, d.cfg.Auth.Audience, bytes.TrimRight(secret, "\r\n"))
 		if err != nil {
 			return fmt.Errorf("auth.hs256_secret_file: %w", err)
 		}
@@ -145,13 +145,6 @@ func (d *Daemon) openAuth() (err error) {
 	d.signer = token.NewSigner(d.keys, d.cfg.Auth.Issuer, d.cfg.Auth.Audience)
 	d.verifier, err = token.NewVerifier(d.registry.Revoked, issuers...)
 	return err
-}
-
-func trimNewline(b []byte) []byte {
-	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
-		b = b[:len(b)-1]
-	}
-	return b
 }
 
 // bind opens the listeners that are configured and were not brought along.

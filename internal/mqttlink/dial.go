@@ -5,14 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
-	"time"
 
 	"github.com/gorilla/websocket"
+
+	"pairsync/internal/wsconn"
 )
 
 // dialer returns the Dial function for a broker's URL.
@@ -61,7 +60,7 @@ func websocketDialer(u *url.URL, tc *tls.Config, maxPacket int) func(context.Con
 	if target.Path == "" || target.Path == "/" {
 		target.Path = "/mqtt"
 	}
-	d := &websocket.Dialer{TLSClientConfig: tc, Subprotocols: []string{"mqtt"}, Proxy: http.ProxyFromEnvironment}
+	d := &websocket.Dialer{TLSClientConfig: tc, Subprotocols: []string{wsconn.Subprotocol}, Proxy: http.ProxyFromEnvironment}
 	return func(ctx context.Context) (net.Conn, error) {
 		ws, resp, err := d.DialContext(ctx, target.String(), nil)
 		if err != nil {
@@ -70,61 +69,11 @@ func websocketDialer(u *url.URL, tc *tls.Config, maxPacket int) func(context.Con
 			}
 			return nil, fmt.Errorf("websocket %s: %w", &target, err)
 		}
-		if ws.Subprotocol() != "mqtt" {
+		if ws.Subprotocol() != wsconn.Subprotocol {
 			ws.Close()
 			return nil, fmt.Errorf("websocket %s: the server does not speak the mqtt subprotocol", &target)
 		}
 		ws.SetReadLimit(int64(maxPacket) + 64)
-		return &webSocket{Conn: ws}, nil
+		return wsconn.New(ws), nil
 	}
-}
-
-// webSocket is the byte stream inside a WebSocket's binary messages. Its one
-// reader and one writer are the Link's.
-type webSocket struct {
-	*websocket.Conn
-	message io.Reader // what is left of the current message; nil between two
-	closing sync.Once
-}
-
-// Read implements net.Conn; packets and messages need not line up (MQTT-6.0.0-2).
-func (c *webSocket) Read(p []byte) (int, error) {
-	for {
-		if c.message == nil {
-			kind, r, err := c.NextReader()
-			if err != nil {
-				return 0, err
-			}
-			if kind != websocket.BinaryMessage {
-				return 0, errors.New("websocket message is not binary")
-			}
-			c.message = r
-		}
-		n, err := c.message.Read(p)
-		if errors.Is(err, io.EOF) {
-			c.message, err = nil, nil
-		}
-		if n > 0 || err != nil {
-			return n, err
-		}
-	}
-}
-
-// Write implements net.Conn: p becomes one binary message.
-func (c *webSocket) Write(p []byte) (int, error) {
-	if err := c.WriteMessage(websocket.BinaryMessage, p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// SetDeadline implements net.Conn.
-func (c *webSocket) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
-
-// Close implements net.Conn.
-func (c *webSocket) Close() (err error) {
-	c.closing.Do(func() { err = c.Conn.Close() })
-	return err
 }

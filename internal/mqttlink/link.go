@@ -209,7 +209,6 @@ func (l *Link) AwaitUp(ctx context.Context) error {
 	}
 }
 
-// setUp records whether the link is up; going down opens a new wait.
 // Props returns the user properties of the newest CONNACK: what a pairsync
 // server tells of the client, such as its pair. It is never modified.
 func (l *Link) Props() []moment.Property {
@@ -218,6 +217,7 @@ func (l *Link) Props() []moment.Property {
 	return l.props
 }
 
+// setUp records whether the link is up; going down opens a new wait.
 func (l *Link) setUp(up bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

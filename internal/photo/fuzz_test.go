@@ -15,6 +15,7 @@ func seeds(f *testing.F) {
 	f.Add(withChunk(pngOf(f, m), "eXIf", string(orientationTIFF(8))))
 	f.Add(pngOf(f, image.NewNRGBA(m.Rect)))
 	f.Add(gifOf(f, image.NewPaletted(m.Rect, color.Palette{red, blue})))
+	f.Add(flatProgressive(24, 16))
 	f.Add(solidWebP(24, 16, red))
 	vp8l := appendChunk(nil, "VP8L", solidVP8L(24, 16, red))
 	head := []byte{0, 0, 0, 0, 0, 0, 23, 0, 0, 15, 0, 0, 0, 0, 0, 0}

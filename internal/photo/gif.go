@@ -2,7 +2,7 @@ package photo
 
 import (
 	"errors"
-	"strings"
+	"fmt"
 )
 
 // The blocks of a GIF (GIF89a, appendix A).
@@ -19,10 +19,21 @@ const (
 
 var errGIFEnd = errors.New("no end of image")
 
-// walkGIF calls fn with the header, and then with every block and the kind it
-// begins with; for an extension also its label and whether it is an
-// application's that carries the animation. It returns what follows the end.
-func walkGIF(b []byte, fn func(kind, label byte, animation bool, raw []byte)) (rest []byte, err error) {
+// gifBlock is one block of a GIF: the header (kind 0), a picture, an
+// extension or the trailer.
+type gifBlock struct {
+	kind, label byte // label is an extension's
+	animation   bool // an application's extension that carries the animation
+	raw         []byte
+}
+
+// keeps reports whether a clean GIF still has g.
+func (g gifBlock) keeps() bool {
+	return g.kind != gifExtension || g.label != gifComment && (g.label != gifApplication || g.animation)
+}
+
+// walkGIF calls fn for every block of b and returns what follows the trailer.
+func walkGIF(b []byte, fn func(gifBlock)) (rest []byte, err error) {
 	if len(b) < gifHeader {
 		return nil, errGIFEnd
 	}
@@ -30,46 +41,47 @@ func walkGIF(b []byte, fn func(kind, label byte, animation bool, raw []byte)) (r
 	if size > len(b) {
 		return nil, errGIFEnd
 	}
-	fn(0, 0, false, b[:size])
-	b = b[size:]
-	for len(b) > 0 {
-		kind, label, data := b[0], byte(0), 0
-		switch kind {
-		case gifTrailer:
-			fn(kind, 0, false, b[:1])
+	fn(gifBlock{raw: b[:size]})
+	for b = b[size:]; len(b) > 0; b = b[size:] {
+		block := gifBlock{kind: b[0]}
+		data := 0 // where the sub-blocks begin
+		switch {
+		case block.kind == gifTrailer:
+			block.raw = b[:1]
+			fn(block)
 			return b[1:], nil
-		case gifExtension:
+		case block.kind == gifExtension:
 			data = 2
-		case gifPicture:
-			if len(b) < gifPictureBytes {
-				return nil, errGIFEnd
-			}
+		case block.kind == gifPicture && len(b) >= gifPictureBytes:
 			data = gifPictureBytes + colourTable(b[9]) + 1 // and the code size
 		default:
-			return nil, errors.New("unknown block")
+			return nil, fmt.Errorf("block %#x: unknown or cut short", block.kind)
 		}
-		end := data
-		for { // sub-blocks: a length and as many bytes, ended by a zero
-			if end >= len(b) {
-				return nil, errGIFEnd
-			}
-			n := int(b[end])
-			end += 1 + n
-			if n == 0 {
-				break
-			}
+		if size = subBlocksEnd(b, data); size < 0 {
+			return nil, errGIFEnd
 		}
-		animation := false
-		if kind == gifExtension {
-			label = b[1]
-			name := string(b[data+1 : min(data+12, end)])
-			animation = label == gifApplication &&
-				(strings.HasPrefix(name, "NETSCAPE2.0") || strings.HasPrefix(name, "ANIMEXTS1.0"))
+		if block.kind == gifExtension {
+			block.label = b[1]
+			name := string(b[min(data+1, size):min(data+12, size)])
+			block.animation = name == "NETSCAPE2.0" || name == "ANIMEXTS1.0"
 		}
-		fn(kind, label, animation, b[:end])
-		b = b[end:]
+		block.raw = b[:size]
+		fn(block)
 	}
 	return nil, errGIFEnd
+}
+
+// subBlocksEnd returns where the sub-blocks at b[at:] end, each a length and
+// as many bytes, the last one empty; -1 when b ends first.
+func subBlocksEnd(b []byte, at int) int {
+	for at < len(b) {
+		n := int(b[at])
+		at += 1 + n
+		if n == 0 {
+			return at
+		}
+	}
+	return -1
 }
 
 // colourTable returns the size of the colour table that a descriptor's packed
@@ -81,17 +93,12 @@ func colourTable(packed byte) int {
 	return 3 << (packed&7 + 1)
 }
 
-// gifKeeps reports whether a clean GIF still has a block.
-func gifKeeps(kind, label byte, animation bool) bool {
-	return kind != gifExtension || label != gifComment && (label != gifApplication || animation)
-}
-
 // inspectGIF fills h from the blocks of b.
 func inspectGIF(b []byte, h *header) error {
 	pictures := 0
-	rest, err := walkGIF(b, func(kind, label byte, animation bool, _ []byte) {
-		h.metadata = h.metadata || !gifKeeps(kind, label, animation)
-		if kind == gifPicture {
+	rest, err := walkGIF(b, func(g gifBlock) {
+		h.metadata = h.metadata || !g.keeps()
+		if g.kind == gifPicture {
 			pictures++
 		}
 	})
@@ -110,9 +117,9 @@ func inspectGIF(b []byte, h *header) error {
 // cleanGIF returns b, which passed inspect, without metadata.
 func cleanGIF(b []byte) ([]byte, error) {
 	out := make([]byte, 0, len(b))
-	_, err := walkGIF(b, func(kind, label byte, animation bool, raw []byte) {
-		if gifKeeps(kind, label, animation) {
-			out = append(out, raw...)
+	_, err := walkGIF(b, func(g gifBlock) {
+		if g.keeps() {
+			out = append(out, g.raw...)
 		}
 	})
 	if err != nil {

@@ -140,14 +140,13 @@ func inspectJPEG(b []byte, h *header) error {
 		return broken(err)
 	case scans == 0:
 		return broken(errors.New("no picture in it"))
-	}
-	if len(rest) > 0 { // a film, a second picture with its own metadata, …
+	case len(rest) > 0: // a film, a second picture with its own metadata, …
 		h.private, h.metadata = true, true
 	}
 	if h.pixelBytes, err = jpegBytes(frame, h.Width, h.Height); err != nil {
 		return broken(err)
 	}
-	if frame.data[5] == 3 { // a profile of another colour model fits no JPEG of ours
+	if components := frame.data[5]; components == 3 { // other profiles fit no JPEG of ours
 		h.profile = rgbProfile(profile)
 	}
 	return nil
@@ -234,8 +233,8 @@ func rgbProfile(p []byte) []byte {
 	return p
 }
 
-// profileSegment returns the APP2 segment of a profile that rgbProfile let
-// through, or two of them where it is too large for one (ICC.1, annex B.4).
+// profileSegments returns the APP2 segment of a profile that rgbProfile let
+// through, none for nil, or two of them where it is too large for one (ICC.1, annex B.4).
 func profileSegments(p []byte) []byte {
 	const most = 65535 - 2 - len(iccPrefix) - 2
 	count := (len(p) + most - 1) / most

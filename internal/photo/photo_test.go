@@ -204,7 +204,7 @@ func TestLimits(t *testing.T) {
 
 // TestEstimate compares the estimates with what the decoders allocate.
 func TestEstimate(t *testing.T) {
-	m := quarters(1000, 700)
+	m := quarters(500, 400)
 	paletted := image.NewPaletted(m.Rect, color.Palette{red, green, blue, white})
 	nrgba := image.NewNRGBA(m.Rect)
 	for name, b := range map[string][]byte{
@@ -216,8 +216,8 @@ func TestEstimate(t *testing.T) {
 		"png, 16 bits":  pngOf(t, image.NewRGBA64(m.Rect)),
 		"png, grey 16":  pngOf(t, image.NewGray16(m.Rect)),
 		"gif":           gifOf(t, paletted),
-		"progressive":   flatProgressive(1000, 700),
-		"lossless webp": solidWebP(1000, 700, blue),
+		"progressive":   flatProgressive(500, 400),
+		"lossless webp": solidWebP(500, 400, blue),
 	} {
 		h, err := Limits{}.inspect(b)
 		if err != nil {

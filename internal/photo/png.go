@@ -35,7 +35,7 @@ func walkPNG(b []byte, fn func(pngChunk)) (rest []byte, err error) {
 	return nil, errors.New("no end of image")
 }
 
-// keepsChunk reports whether a clean PNG still has c: the picture, its
+// keeps reports whether a clean PNG still has c: the picture, its
 // animation, and what is needed to show the colours right.
 func (c pngChunk) keeps() bool {
 	switch c.name {

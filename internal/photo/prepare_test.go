@@ -93,11 +93,12 @@ func TestPrepareFits(t *testing.T) {
 
 // TestPrepareTwice checks that what was prepared is not changed again.
 func TestPrepareTwice(t *testing.T) {
-	once, _, err := Prepare(jpegOf(t, noisy(2000, 1200), 90), Default)
+	p := Preset{Width: 160, Height: 240, Quality: 85, MaxBytes: 10_000}
+	once, _, err := Prepare(jpegOf(t, noisy(400, 240), 90), p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	twice, _, err := Prepare(once, Default)
+	twice, _, err := Prepare(once, p)
 	if err != nil || &twice[0] != &once[0] {
 		t.Errorf("a prepared photo was changed again (error %v)", err)
 	}

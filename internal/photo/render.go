@@ -21,7 +21,7 @@ const (
 
 const (
 	renderQuality = 85
-	cleanQuality  = 95 // for what has to be turned, or has no encoder here
+	cleanQuality  = 90 // for what has to be turned, or has no encoder here
 )
 
 // Render returns a JPEG of at most w×h pixels, upright, without metadata but

@@ -239,3 +239,12 @@ func TestProfileIsKept(t *testing.T) {
 		}
 	}
 }
+
+// TestGreyTakesNoProfile: an RGB profile would be wrong for a grey rendition.
+func TestGreyTakesNoProfile(t *testing.T) {
+	grey := jpegOf(t, image.NewGray(image.Rect(0, 0, 64, 48)), 90)
+	out, err := Render(withSegments(grey, profileSegments(profile("RGB ", 548))), 0, 0, Contain)
+	if err != nil || bytes.Contains(out, []byte(iccPrefix)) {
+		t.Errorf("the profile was kept (error %v)", err)
+	}
+}

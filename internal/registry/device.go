@@ -5,13 +5,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"pairsync/internal/kv"
 	"pairsync/internal/moment"
+	"pairsync/internal/token"
 )
 
 const (
@@ -96,19 +95,11 @@ func (r *Registry) roomFor(user string) (evicted string, err error) {
 }
 
 func checkDeviceName(name string) error {
-	if !utf8.ValidString(name) {
-		return fmt.Errorf("device name %q is not UTF-8", name)
-	}
 	if n := utf8.RuneCountInString(name); n < 1 || n > MaxDeviceName {
 		return fmt.Errorf("device name of %d characters: give 1 to %d", n, MaxDeviceName)
 	}
-	for _, c := range name {
-		if !unicode.IsPrint(c) {
-			return fmt.Errorf("device name %q: character %q cannot be printed", name, c)
-		}
-	}
-	if strings.TrimSpace(name) != name {
-		return fmt.Errorf("device name %q begins or ends with a space", name)
+	if token.CleanName(name) != name {
+		return fmt.Errorf("device name %q: give printable characters, and no spaces around them", name)
 	}
 	return nil
 }

@@ -93,10 +93,12 @@ func NewNetwork(t testing.TB, seed uint64) *Network {
 }
 
 // Close resets every connection, closes every listener and returns when all
-// goroutines of the network have ended. Afterwards every Dial is refused.
+// goroutines of the network have ended. Every Dial that waits or comes later
+// is refused.
 func (n *Network) Close() {
 	n.mu.Lock()
 	n.closed = true
+	n.wake()
 	listeners := make([]*listener, 0, len(n.listeners))
 	for _, l := range n.listeners {
 		listeners = append(listeners, l)
@@ -278,12 +280,12 @@ func (n *Network) rulesOf(from, to string) rules {
 	return n.match(from, to)
 }
 
-// awaitMoving returns true as soon as the route is not stalled, or false when
-// done is closed first.
+// awaitMoving returns true as soon as the route is not stalled or the network
+// is closed, or false when done is closed first.
 func (n *Network) awaitMoving(done <-chan struct{}, from, to string) bool {
 	for {
 		n.mu.Lock()
-		stalled, changed := n.match(from, to).stalled, n.changed
+		stalled, changed := n.match(from, to).stalled && !n.closed, n.changed
 		n.mu.Unlock()
 		if !stalled {
 			return true

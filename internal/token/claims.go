@@ -159,12 +159,18 @@ func intoDate(d **jwt.NumericDate) func(json.RawMessage) bool {
 	}
 }
 
+// joiners hold emoji sequences and Persian words together. They cannot be
+// seen by themselves, so a name must not begin or end with one.
+const joiners = "\u200c\u200d"
+
 // CleanName makes outside text fit to be shown as somebody's name or address:
 // valid UTF-8, printable, without white space around it, at most 256 bytes.
-// It may return an empty string.
+// It may return an empty string. A clean name stays as it is.
 func CleanName(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
+		case strings.ContainsRune(joiners, r):
+			return r
 		case unicode.IsSpace(r):
 			return ' '
 		case r == utf8.RuneError || !unicode.IsPrint(r):
@@ -175,5 +181,5 @@ func CleanName(s string) string {
 	if len(s) > maxNameBytes {
 		s = strings.ToValidUTF8(s[:maxNameBytes], "")
 	}
-	return strings.TrimSpace(s)
+	return strings.Trim(s, " "+joiners)
 }

@@ -44,6 +44,9 @@ func loadKeys(dir string) ([]signingKey, error) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
+		if parsed, err := ulid.ParseStrict(id); err != nil || strings.ToLower(parsed.String()) != id {
+			return nil, fmt.Errorf("signing key %q: the name holds no key id (a lower-case ULID, which says how old the key is)", path)
+		}
 		private, err := readKey(path)
 		if err != nil {
 			return nil, fmt.Errorf("signing key %q: %w", path, err)
@@ -93,9 +96,9 @@ func parseKey(b []byte) (ed25519.PrivateKey, error) {
 	return private, nil
 }
 
-// createKey makes a key and its file, which is complete and on disk at
-// return, or not there.
-func createKey(dir string) (signingKey, error) {
+// createKey makes a key that is newer than the one with id after, if any, and
+// its file, which is complete and on disk at return, or not there.
+func createKey(dir, after string) (signingKey, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return signingKey{}, fmt.Errorf("make signing key: %w", err)
@@ -104,7 +107,11 @@ func createKey(dir string) (signingKey, error) {
 	if err != nil {
 		return signingKey{}, fmt.Errorf("make signing key: %w", err)
 	}
-	id, err := ulid.New(ulid.Timestamp(time.Now()), rand.Reader)
+	at := ulid.Timestamp(time.Now())
+	if last, err := ulid.ParseStrict(after); err == nil {
+		at = max(at, last.Time()+1) // two in one millisecond, or a clock set back
+	}
+	id, err := ulid.New(at, rand.Reader)
 	if err != nil {
 		return signingKey{}, fmt.Errorf("make signing key id: %w", err)
 	}

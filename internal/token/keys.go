@@ -21,6 +21,8 @@ import (
 type Keys struct {
 	dir string
 
+	rotating sync.Mutex // held over a whole Rotate; mu is not, for its disk writes
+
 	mu     sync.RWMutex // guards the fields below
 	newest signingKey
 	public map[string]any // ed25519.PublicKey by key id, boxed once
@@ -61,7 +63,9 @@ func OpenKeys(dir string) (*Keys, error) {
 // keys stay valid until those keys' files are removed and the process is
 // started again.
 func (k *Keys) Rotate() error {
-	key, err := createKey(k.dir)
+	k.rotating.Lock()
+	defer k.rotating.Unlock()
+	key, err := createKey(k.dir, k.signing().id)
 	if err != nil {
 		return err
 	}

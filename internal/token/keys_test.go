@@ -110,6 +110,11 @@ func TestOpenKeysRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "damaged"},
+		{"named by hand", func(t *testing.T, path string) {
+			if err := os.Rename(path, filepath.Join(filepath.Dir(path), keyPrefix+"mine"+keySuffix)); err != nil {
+				t.Fatal(err)
+			}
+		}, "holds no key id"},
 		{"a directory", func(t *testing.T, path string) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
@@ -139,7 +144,7 @@ func TestOpenKeysRefuses(t *testing.T) {
 			path := keyFiles(t, dir)[0]
 			tt.change(t, path)
 			_, err := OpenKeys(dir)
-			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), path) {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), keyFiles(t, dir)[0]) {
 				t.Fatalf("OpenKeys: %v, want it to name %q and say %q", err, path, tt.want)
 			}
 			if got := keyFiles(t, dir); len(got) != 1 {
@@ -173,8 +178,14 @@ func TestRotate(t *testing.T) {
 			}
 		})
 	}
-	if err := keys.Rotate(); err != nil {
-		t.Fatalf("Rotate: %v", err)
+	for range 20 { // several in one millisecond
+		last := keys.signing().id
+		if err := keys.Rotate(); err != nil {
+			t.Fatalf("Rotate: %v", err)
+		}
+		if keys.signing().id <= last {
+			t.Errorf("key %q signs after %q was made", last, keys.signing().id)
+		}
 	}
 	wg.Wait()
 	if after := keys.signing().id; after <= before {

@@ -184,6 +184,8 @@ func TestVerifyAccepts(t *testing.T) {
 		{"admin", map[string]any{"role": "admin"}, func(p *Principal) { p.Role = RoleAdmin }},
 		{"bridge", map[string]any{"role": "bridge"}, func(p *Principal) { p.Role = RoleBridge }},
 		{"name and address", map[string]any{"name": " Ann\t\u202eÖ\x00 ", "email": "ann@example.com"}, func(p *Principal) { p.Name, p.Email = "Ann Ö", "ann@example.com" }},
+		{"name of emoji", map[string]any{"name": "\u200d👩\u200d❤️\u200d👩 \u200d"}, func(p *Principal) { p.Name = "👩\u200d❤️\u200d👩" }},
+		{"name that cannot be seen", map[string]any{"name": " \u200d\u00a0\u200c"}, func(*Principal) {}},
 		{"name is null", map[string]any{"name": (*int)(nil)}, func(*Principal) {}},
 		{"long name", map[string]any{"name": strings.Repeat("ä", 200)}, func(p *Principal) { p.Name = strings.Repeat("ä", 128) }},
 		{"active session", map[string]any{"sts": "active", "sid": "s-1"}, func(p *Principal) { p.Session = "s-1" }},

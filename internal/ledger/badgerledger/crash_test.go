@@ -26,10 +26,13 @@ const (
 	crashRound = "PAIRSYNC_TEST_CRASH_ROUND"
 )
 
+// endedItself is the exit code of the program when nobody killed it.
+const endedItself = 17
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDir); dir != "" {
 		fmt.Fprintln(os.Stderr, appendUntilKilled(dir, os.Getenv(crashRound), os.Stdout))
-		os.Exit(1)
+		os.Exit(endedItself)
 	}
 	os.Exit(m.Run())
 }
@@ -140,7 +143,7 @@ func runAndKill(t *testing.T, dir, round string, after time.Duration) (all []ack
 		all = append(all, a)
 	}
 	_ = cmd.Process.Kill()
-	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != -1 {
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() == endedItself {
 		t.Fatalf("the program ended by itself: %v", err)
 	}
 	return all
