@@ -62,13 +62,14 @@ type Agent struct {
 // New checks the configuration and the token, opens the store and binds the
 // local socket and the kiosk address; it starts no goroutine. Call Run, or
 // Close when the agent is not to be run.
-func New(cfg Config, deps Deps) (_ *Agent, err error) {
+func New(cfg Config, deps Deps) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, log: deps.Log, version: deps.Version, token: deps.Token, board: newBoard()}
 	a.newLink = func(c mqttlink.Config, log *slog.Logger) (link, error) { return mqttlink.New(c, log) }
 	if a.token == nil {
+		var err error
 		if a.token, err = tokenFile(cfg.TokenFile); err != nil {
 			return nil, err
 		}
@@ -76,40 +77,44 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	if err := a.setDial(deps); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close())
-		}
-	}()
+	if err := a.open(deps); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// open binds and opens everything; what it opened before an error, Close
+// closes.
+func (a *Agent) open(deps Deps) (err error) {
+	if err := os.MkdirAll(a.cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("make data_dir: %w", err)
+	}
 	// The socket first: it is what tells that another agent runs here.
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data_dir: %w", err)
-	}
 	if deps.Local == nil {
-		if deps.Local, err = listenLocal(cfg.DataDir); err != nil {
-			return nil, err
+		if deps.Local, err = listenLocal(a.cfg.DataDir); err != nil {
+			return err
 		}
 	}
-	a.local = &localServer{listener: deps.Local, status: a.status}
-	if a.store, err = openOrReplace(cfg, a.log); err != nil {
-		return nil, err
+	a.local = &localServer{listener: deps.Local, status: a.status, log: a.log}
+	if a.store, err = openOrReplace(a.cfg, a.log); err != nil {
+		return err
 	}
 	member, _, err := a.store.member()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a.board.set(func(v *view) { v.membership = member })
 	a.outbox = newOutbox(a.store, a.board, a.log)
 	a.local.store, a.local.outbox = a.store, a.outbox
-	if deps.Kiosk == nil && cfg.Kiosk.Listen != "" {
-		if deps.Kiosk, err = net.Listen("tcp", cfg.Kiosk.Listen); err != nil {
-			return nil, fmt.Errorf("kiosk.listen: %w", err)
+	if deps.Kiosk == nil && a.cfg.Kiosk.Listen != "" {
+		if deps.Kiosk, err = net.Listen("tcp", a.cfg.Kiosk.Listen); err != nil {
+			return fmt.Errorf("kiosk.listen: %w", err)
 		}
 	}
 	if deps.Kiosk != nil {
-		a.kiosk = newKiosk(deps.Kiosk, cfg.Show, a.store, a.board, a.log)
+		a.kiosk = newKiosk(deps.Kiosk, a.cfg.Show, a.store, a.board, a.log)
 	}
-	return a, nil
+	return nil
 }
 
 // tokenFile returns a source that reads the file anew at each call. What is in
@@ -132,34 +137,32 @@ func tokenFile(path string) (func(context.Context) (string, error), error) {
 // started has ended. What was being sent stays in the outbox. It may be called
 // once; the Agent is closed afterwards.
 func (a *Agent) Run(ctx context.Context) error {
-	err := a.tidy(ctx)
-	if err == nil {
-		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return a.stayConnected(ctx) })
-		g.Go(func() error { return a.outbox.run(ctx) })
-		g.Go(func() error { return a.reportState(ctx) })
-		g.Go(func() error { return a.local.run(ctx) })
-		if a.kiosk != nil {
-			g.Go(func() error { return a.kiosk.run(ctx) })
-			a.log.Info("kiosk page", "url", "http://"+a.kiosk.addr().String())
-		}
-		err = g.Wait()
+	a.tidy(ctx)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.stayConnected(gctx) })
+	g.Go(func() error { return a.outbox.run(gctx) })
+	g.Go(func() error { return a.reportState(gctx) })
+	g.Go(func() error { return a.local.run(gctx) })
+	if a.kiosk != nil {
+		g.Go(func() error { return a.kiosk.run(gctx) })
+		a.log.Info("kiosk page", "url", "http://"+a.kiosk.addr().String())
 	}
+	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		err = nil
 	}
 	return errors.Join(err, a.Close())
 }
 
-// tidy does what a crash or a changed configuration left to do.
-func (a *Agent) tidy(ctx context.Context) error {
+// tidy does what a crash or a changed configuration left to do. What it cannot
+// do, on a full disk say, waits for the next start.
+func (a *Agent) tidy(ctx context.Context) {
 	if err := a.store.dropOrphans(ctx); err != nil {
-		return fmt.Errorf("tidy the outbox: %w", err)
+		a.log.Error("cannot tidy the outbox", "err", err)
 	}
 	if err := a.store.evict(ctx); err != nil {
-		return fmt.Errorf("make room for photos: %w", err)
+		a.log.Error("cannot remove the oldest photos", "err", err)
 	}
-	return nil
 }
 
 // KioskAddr returns the page's address, nil when there is none.

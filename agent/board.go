@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 )
 
@@ -15,6 +16,7 @@ type link interface {
 	Run(ctx context.Context) error
 	Publish(ctx context.Context, p mqttlink.Publish) error
 	Subscribe(ctx context.Context, subs ...mqttlink.Subscription) error
+	Props() []moment.Property
 	Bounce()
 	Moved() uint64
 }

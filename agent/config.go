@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/url"
 	"slices"
+
+	"pairsync/internal/config"
 )
 
 // Defaults of Config.
@@ -48,10 +50,10 @@ type Config struct {
 	TokenFile string `yaml:"token_file"`
 	Show      Show   `yaml:"show"`
 	// KeepPhotos and KeepBytes bound what is kept; the oldest photos go first.
-	KeepPhotos int         `yaml:"keep_photos"`
-	KeepBytes  int64       `yaml:"keep_bytes"`
-	LogLevel   string      `yaml:"log_level"`
-	Kiosk      KioskConfig `yaml:"kiosk"`
+	KeepPhotos int          `yaml:"keep_photos"`
+	KeepBytes  config.Bytes `yaml:"keep_bytes"`
+	LogLevel   string       `yaml:"log_level"`
+	Kiosk      KioskConfig  `yaml:"kiosk"`
 }
 
 // KioskConfig is about the page the frame shows.
@@ -95,10 +97,10 @@ func (c Config) Validate() error {
 		bad("keep_photos", "%d: keep at least 1", c.KeepPhotos)
 	}
 	if c.KeepBytes < maxPhotoBytes {
-		bad("keep_bytes", "%d: keep at least the size of one photo, %d", c.KeepBytes, maxPhotoBytes)
+		bad("keep_bytes", "%v: keep at least the size of one photo, %v", c.KeepBytes, config.Bytes(maxPhotoBytes))
 	}
 	if ^uint(0)>>32 == 0 && c.KeepBytes > maxKeepBytes32 {
-		bad("keep_bytes", "%d: a 32-bit machine holds at most %d", c.KeepBytes, maxKeepBytes32)
+		bad("keep_bytes", "%v: a 32-bit machine holds at most %v", c.KeepBytes, config.Bytes(maxKeepBytes32))
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {

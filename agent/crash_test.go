@@ -248,7 +248,7 @@ func startChild(t *testing.T, dir string, s *photoServer) (kill func()) {
 // The promise of the device: a photo is acknowledged only once it is on disk,
 // and whatever comes again is not there twice.
 func TestKilledBetweenReceiveAndAcknowledge(t *testing.T) {
-	const count, rounds = 60, 12
+	const count, rounds = 60, 8
 	var photos [][]byte
 	for i := range count {
 		// Large enough for the value log, which is where tails tear.

@@ -146,8 +146,10 @@ type fakeBroker struct {
 	away      bool       // nobody can connect
 	silent    bool       // nothing is acknowledged
 	refusal   error      // the answer to the next QoS 1 publishes, if set
-	creeping  bool       // bytes move though nothing is acknowledged
-	connects  []string   // "clean" or "resume"
+	deaf      bool       // no SUBSCRIBE is answered
+	bounces   int
+	creeping  bool     // bytes move though nothing is acknowledged
+	connects  []string // "clean" or "resume"
 	subs      map[string]string
 	published []mqttlink.Publish // each call of Publish once
 	sent      int                // transmissions of QoS 1 publishes
@@ -155,6 +157,9 @@ type fakeBroker struct {
 	moved     uint64
 	links     []*fakeLink
 	changed   chan struct{}
+
+	claims   map[string]string // of the device's token
+	tokenErr error             // why it cannot be read
 }
 
 func newFakeBroker() *fakeBroker {
@@ -279,12 +284,18 @@ func (l *fakeLink) Props() []moment.Property {
 	if !l.b.tellPair || l.b.pair == "" {
 		return nil
 	}
-	return []moment.Property{{Key: "pair", Value: l.b.pair}}
+	return []moment.Property{{Key: propPair, Value: l.b.pair}}
 }
 
-func (l *fakeLink) Subscribe(_ context.Context, subs ...mqttlink.Subscription) error {
+func (l *fakeLink) Subscribe(ctx context.Context, subs ...mqttlink.Subscription) error {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
+	if l.b.deaf {
+		l.b.mu.Unlock()
+		<-ctx.Done()
+		l.b.mu.Lock()
+		return ctx.Err()
+	}
 	for _, s := range subs {
 		mine := moment.Match(s.Filter, moment.EventsTopic(testUser)) ||
 			l.b.pair != "" && len(s.Filter) > 6 && s.Filter[:6+len(l.b.pair)] == "pairs/"+l.b.pair
@@ -335,6 +346,7 @@ func (l *fakeLink) Publish(ctx context.Context, p mqttlink.Publish) error {
 }
 
 func (l *fakeLink) Bounce() {
+	l.b.set(func(b *fakeBroker) { b.bounces++ })
 	select {
 	case l.bounced <- struct{}{}:
 	default:
@@ -355,9 +367,14 @@ func noDial(context.Context) (net.Conn, error) { return nil, errors.New("the fak
 // newTestAgent returns an agent of the fake broker, not yet running.
 func newTestAgent(t testing.TB, b *fakeBroker, cfg Config, claims map[string]string) *Agent {
 	t.Helper()
+	b.claims = claims
 	a, err := New(cfg, Deps{
-		Dial:    noDial,
-		Token:   func(context.Context) (string, error) { return testToken(claims), nil },
+		Dial: noDial,
+		Token: func(context.Context) (string, error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return testToken(b.claims), b.tokenErr
+		},
 		Local:   memnet.Listen("agent"), // a real socket would stop the fake clock
 		Version: "test", Log: quiet(),
 	})

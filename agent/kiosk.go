@@ -96,7 +96,7 @@ func (k *kiosk) close() error { return closeListener(k.listener) }
 
 func (k *kiosk) run(ctx context.Context) error {
 	// No WriteTimeout: event streams last. Each answer sets its own deadline.
-	return serveHTTP(ctx, k.listener, &http.Server{Handler: k.handler(), ReadTimeout: pageTimeout})
+	return serveHTTP(ctx, k.listener, &http.Server{Handler: k.handler(), ReadTimeout: pageTimeout}, k.log)
 }
 
 func (k *kiosk) handler() http.Handler {

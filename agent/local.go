@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -73,6 +74,7 @@ type localServer struct {
 	store    *store
 	outbox   *outbox
 	status   func() (Status, error)
+	log      *slog.Logger
 }
 
 func socketPath(dataDir string) (string, error) {
@@ -119,12 +121,13 @@ func closeListener(l net.Listener) error {
 func (s *localServer) run(ctx context.Context) error {
 	return serveHTTP(ctx, s.listener, &http.Server{
 		Handler: s.handler(), ReadTimeout: localTimeout, WriteTimeout: localTimeout,
-	})
+	}, s.log)
 }
 
 // serveHTTP serves until ctx ends, and then gives requests shutdownTimeout.
 // They see the end of ctx as theirs.
-func serveHTTP(ctx context.Context, l net.Listener, srv *http.Server) error {
+func serveHTTP(ctx context.Context, l net.Listener, srv *http.Server, log *slog.Logger) error {
+	srv.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	srv.ReadHeaderTimeout = 5 * time.Second
 	srv.IdleTimeout = time.Minute

@@ -158,9 +158,14 @@ func TestReconnectEndsTheRest(t *testing.T) {
 		b.set(func(b *fakeBroker) { b.silent = true })
 		out := send(t, a, "x")
 		time.Sleep(15 * time.Second) // the attempts are over
-		b.set(func(b *fakeBroker) { b.away = true })
-		time.Sleep(time.Hour) // no attempts while offline
-		b.set(func(b *fakeBroker) { b.away, b.silent = false, false })
+		b.set(func(b *fakeBroker) { b.away, b.bounces = true, 0 })
+		time.Sleep(time.Hour)
+		b.set(func(b *fakeBroker) {
+			if b.bounces != 0 {
+				t.Errorf("%d attempts while offline, want none", b.bounces)
+			}
+			b.away, b.silent = false, false
+		})
 		if got := outcome(t, a, out.Moment, time.Second); got.State != StateSent {
 			t.Errorf("outcome = %+v, want sent at once after the reconnect", got)
 		}
@@ -246,6 +251,7 @@ func TestEntriesOfAFormerPairAreHeld(t *testing.T) {
 				t.Errorf("arrived (-want +got):\n%s", diff)
 			}
 		})
+		synctest.Wait()
 		st, err := a.status()
 		if err != nil || len(st.Outbox) != 1 || st.Outbox[0].State != "held" || st.Outbox[0].Pair != testPair {
 			t.Errorf("status = %+v, %v, want one held entry", st.Outbox, err)

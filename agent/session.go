@@ -28,11 +28,15 @@ const (
 	maxPacketBytes = 8 << 20
 	// settleTimeout bounds the wait for the broker's answers after a connect.
 	settleTimeout = 30 * time.Second
-	// relearnAfter is the quiet after a pairing event before the agent
-	// reconnects to learn its pair, and the least time between two such
-	// reconnects.
-	relearnAfter = time.Second
-	// minSessionPause and maxSessionPause bound the wait between two sessions.
+	// relearnAfter is the wait after a pairing event before the agent
+	// reconnects to learn its pair: more events may come, and their
+	// acknowledgements are on the way.
+	relearnAfter = 200 * time.Millisecond
+	// resettleAfter is the wait before a reconnect because the subscriptions
+	// could not be put in place.
+	resettleAfter = time.Second
+	// minSessionPause and maxSessionPause bound the wait before a session that
+	// follows others which soon ended.
 	minSessionPause = time.Second
 	maxSessionPause = 30 * time.Second
 )
@@ -77,9 +81,13 @@ func (a *Agent) setDial(deps Deps) error {
 // fails. Within a session the link reconnects by itself; a new one begins only
 // when the device is another, or when the broker's session cannot be used.
 func (a *Agent) stayConnected(ctx context.Context) error {
-	wait := minSessionPause
+	wait := time.Duration(0)
 	for {
+		start := time.Now()
 		err := a.runSession(ctx)
+		if time.Since(start) > maxSessionPause {
+			wait = 0
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -87,7 +95,6 @@ func (a *Agent) stayConnected(ctx context.Context) error {
 			return fmt.Errorf("store: %w", a.store.db.Healthy())
 		case errors.Is(err, errNewSession), errors.Is(err, errIdentity):
 			a.log.Info("starting a new session", "why", err)
-			wait = minSessionPause
 		default:
 			a.log.Warn("session ended", "err", err, "wait", wait)
 			a.board.set(func(v *view) { v.offline = err.Error() })
@@ -95,7 +102,7 @@ func (a *Agent) stayConnected(ctx context.Context) error {
 		if !pause(ctx, wait) {
 			return nil
 		}
-		wait = min(2*wait, maxSessionPause)
+		wait = min(max(2*wait, minSessionPause), maxSessionPause)
 	}
 }
 
@@ -265,13 +272,13 @@ func (s *session) settleAll(ctx context.Context) error {
 				// The next connect tries again; without one, reconnect.
 				s.a.board.set(func(v *view) { v.offline = err.Error() })
 				s.a.log.Warn("subscriptions are not in place, connecting again", "err", err)
-				if !pause(ctx, relearnAfter) {
+				if !pause(ctx, resettleAfter) {
 					return nil
 				}
 				s.link.Bounce()
 			}
 		case <-s.relearn:
-			if !pause(ctx, relearnAfter) { // lets more events come, and the PUBACKs leave
+			if !pause(ctx, relearnAfter) {
 				return nil
 			}
 			select {

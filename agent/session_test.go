@@ -130,6 +130,22 @@ func TestForgottenSessionIsSetUpAgain(t *testing.T) {
 	})
 }
 
+func TestCrashWhileAForgottenSessionIsSetUp(t *testing.T) {
+	b := newFakeBroker()
+	cfg := testConfig(t)
+	worldOf(t, b, cfg, deviceClaims, func(t *testing.T, a *Agent) {
+		awaitView(t, a, "ready", ready)
+		b.set(func(b *fakeBroker) { b.session, b.deaf = false, true })
+		b.cut()
+		time.Sleep(time.Second) // and the power goes, before the subscriptions are in place
+	})
+	b.deaf = false
+	worldOf(t, b, cfg, deviceClaims, func(t *testing.T, a *Agent) { awaitView(t, a, "ready", ready) })
+	if got := b.connects[len(b.connects)-1]; got != "clean" {
+		t.Errorf("connected %q, want a new session: the old one would never be given what the ledger holds", got)
+	}
+}
+
 func TestHalfSetUpSessionStartsClean(t *testing.T) {
 	b := newFakeBroker()
 	b.session = true // of an agent that died, or lost its store, before it had subscribed
@@ -174,9 +190,7 @@ func TestATokenOfAnotherDeviceStartsANewSession(t *testing.T) {
 	b := newFakeBroker()
 	world(t, b, deviceClaims, func(t *testing.T, a *Agent) {
 		awaitView(t, a, "ready", ready)
-		a.token = func(context.Context) (string, error) {
-			return testToken(map[string]string{"sub": testUser, "device": "hall"}), nil
-		}
+		b.set(func(b *fakeBroker) { b.claims = map[string]string{"sub": testUser, "device": "hall"} })
 		b.cut()
 		awaitView(t, a, "the other device", func(v view) bool { return v.ready && v.Device == "hall" })
 		b.get(func(b *fakeBroker) {
@@ -192,14 +206,13 @@ func TestUnreadableTokenIsTriedAgain(t *testing.T) {
 	b := newFakeBroker()
 	world(t, b, deviceClaims, func(t *testing.T, a *Agent) {
 		awaitView(t, a, "ready", ready)
-		read, gone := a.token, errors.New("token file is gone")
-		a.token = func(context.Context) (string, error) { return "", gone }
+		b.set(func(b *fakeBroker) { b.tokenErr = errors.New("token file is gone") })
 		b.cut()
 		time.Sleep(time.Minute)
 		if v, _ := a.board.get(); v.ready {
 			t.Error("ready without a token")
 		}
-		a.token = read
+		b.set(func(b *fakeBroker) { b.tokenErr = nil })
 		awaitView(t, a, "ready", ready)
 	})
 }

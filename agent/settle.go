@@ -9,14 +9,16 @@ import (
 	"pairsync/internal/mqttlink"
 )
 
+// propPair is the user property of a CONNACK in which a pairsync broker names
+// the user's pair.
+const propPair = "pair"
+
 // pair returns the pair that the broker named in its CONNACK, or else the
 // token. Whether it is current shows when subscribing.
 func (s *session) pair() string {
-	if l, ok := s.link.(interface{ Props() []moment.Property }); ok {
-		for _, p := range l.Props() {
-			if p.Key == "pair" && moment.CheckID("pair", p.Value) == nil {
-				return p.Value
-			}
+	for _, p := range s.link.Props() {
+		if p.Key == propPair && moment.CheckID("pair", p.Value) == nil {
+			return p.Value
 		}
 	}
 	s.mu.Lock()
@@ -64,14 +66,20 @@ func (s *session) settle(ctx context.Context, present bool) error {
 			return err
 		}
 	}
-	partner, _ := member.partner()
+	s.online(member)
+	return nil
+}
+
+// online tells everybody that the subscriptions are in place, unless the
+// connection is gone already.
+func (s *session) online(member membership) {
 	s.a.board.set(func(v *view) {
 		if v.ready = v.connected; v.ready {
 			v.offline = ""
 		}
 	})
+	partner, _ := member.partner()
 	s.a.log.Info("online", "pair", member.Pair, "partner", partner.ID)
-	return nil
 }
 
 // learnMember finds out who is in pair. A pair that the broker does not let

@@ -93,7 +93,7 @@ func openStore(cfg Config, log *slog.Logger) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	return &store{db: db, keepPhotos: cfg.KeepPhotos, keepBytes: cfg.KeepBytes}, nil
+	return &store{db: db, keepPhotos: cfg.KeepPhotos, keepBytes: int64(cfg.KeepBytes)}, nil
 }
 
 // openOrReplace is openStore for the agent: a store that cannot be opened even

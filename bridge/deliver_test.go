@@ -198,6 +198,23 @@ func TestTriesOutliveSessions(t *testing.T) {
 	})
 }
 
+// Only time with a live socket counts against a photo.
+func TestAbsenceDoesNotCount(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.connect("ben", nil) // keeps the session, and never joins
+		w.fromPartner("ana", 1)
+		for range 3 {
+			ben := w.connect("ben", nil)
+			ben.answers = false
+			ben.room()
+			time.Sleep(time.Second)
+			diff(t, "photos", ben.photos(), []string{"photo-1"})
+			ben.leave()
+			time.Sleep(20 * time.Minute)
+		}
+	})
+}
+
 func TestAcknowledgedPhotoIsNotShownAgain(t *testing.T) {
 	t.Run("link cut before PUBACK", func(t *testing.T) {
 		inWorld(t, func(w *world) {
@@ -231,11 +248,13 @@ func TestAcknowledgedPhotoIsNotShownAgain(t *testing.T) {
 				return nil
 			}
 			w.broker.mu.Unlock()
-			w.fromPartner("ana", 1)
-			diff(t, "photos", ben.photos(), []string{"photo-1"})
+			for n := range 3 {
+				w.fromPartner("ana", n)
+			}
+			diff(t, "photos", ben.photos(), []string{"photo-0", "photo-1", "photo-2"})
 			w.stop()
-			if n := w.broker.waiting("ben/app"); n != 1 {
-				t.Fatalf("%d unacknowledged after the stop, want 1: PUBACK before the receipt", n)
+			if n := w.broker.waiting("ben/app"); n != 3 {
+				t.Fatalf("%d unacknowledged after the stop, want 3: PUBACK before the receipt", n)
 			}
 			w.broker.refuse = nil
 			w.begin()
@@ -244,8 +263,8 @@ func TestAcknowledgedPhotoIsNotShownAgain(t *testing.T) {
 			if n := w.broker.waiting("ben/app"); n != 0 {
 				t.Errorf("%d unacknowledged, want none", n)
 			}
-			if n := len(w.broker.topics("/receipts/ben/")); n != 1 {
-				t.Errorf("%d receipts, want 1", n)
+			if n := len(w.broker.topics("/receipts/ben/")); n != 3 {
+				t.Errorf("%d receipts, want 3", n)
 			}
 		})
 	})
@@ -367,10 +386,23 @@ func TestOtherMomentsAreAcknowledgedAfterPong(t *testing.T) {
 		if n := w.broker.waiting("ben/app"); n != 0 {
 			t.Errorf("%d unacknowledged, want none", n)
 		}
+		w.broker.mu.Lock()
+		w.broker.loseAcks = true
+		w.broker.mu.Unlock()
+		ana.ask("send_note", map[string]any{"noteId": "n2", "noteContent": "ho", "partnerId": "ben"})
+		if n := len(ben.heard("receive_note")); n != 2 {
+			t.Fatalf("%d notes, want 2", n)
+		}
+		w.broker.mu.Lock()
+		w.broker.loseAcks = false
+		w.broker.mu.Unlock()
 		w.broker.cut("ben/app")
 		time.Sleep(2 * time.Second)
-		if n := len(ben.heard("receive_note")); n != 1 {
-			t.Errorf("the note was emitted %d times", n)
+		if n := len(ben.heard("receive_note")); n != 2 {
+			t.Errorf("a note whose PUBACK was lost was emitted again: %d notes", n)
+		}
+		if n := w.broker.waiting("ben/app"); n != 0 {
+			t.Errorf("%d unacknowledged, want none", n)
 		}
 	})
 }

@@ -27,6 +27,10 @@ type fakeBroker struct {
 	mute bool
 	// deaf makes subscribing wait likewise.
 	deaf bool
+	// delay is how long a publish takes.
+	delay time.Duration
+	// loseAcks makes PUBACKs vanish.
+	loseAcks bool
 	// onAck hears of every PUBACK.
 	onAck func(topic string)
 }
@@ -273,6 +277,9 @@ func (l *fakeLink) message(s *fakeSession, i int, e entry) inbound {
 		if l.epoch != epoch {
 			return mqttlink.ErrStale
 		}
+		if l.b.loseAcks {
+			return nil
+		}
 		s.acked[i] = true
 		l.b.changed()
 		if l.b.onAck != nil {
@@ -298,8 +305,9 @@ func (l *fakeLink) AwaitUp(ctx context.Context) error {
 
 func (l *fakeLink) Publish(ctx context.Context, p mqttlink.Publish) (bool, error) {
 	l.b.mu.Lock()
-	mute, refuse := l.b.mute, l.b.refuse
+	mute, refuse, delay := l.b.mute, l.b.refuse, l.b.delay
 	l.b.mu.Unlock()
+	time.Sleep(delay)
 	if mute {
 		select {
 		case <-ctx.Done():

@@ -147,9 +147,9 @@ func (s *session) emitPhoto(p *phone, d *delivery) {
 		s.log.Error("photo cannot be encoded", "photo", d.m.ID, "err", err)
 		return
 	}
-	round := d.round
+	round, id := d.round, d.m.ID // the app never answers: what waits for it must be small
 	s.u.later(func() {
-		if p.emitPhoto(prep, func(args []json.RawMessage) { p.photoAnswered(d.m.ID, args) }) {
+		if p.emitPhoto(prep, func(args []json.RawMessage) { p.photoAnswered(id, args) }) {
 			p.confirm(func() { s.proven(p, d, round) })
 		}
 	})
@@ -228,10 +228,7 @@ func (s *session) retire(d *delivery) {
 	if d.timer != nil {
 		d.timer.Stop()
 	}
-	d.text, d.binary, d.m.Payload = nil, nil, nil
-	if d.in.Message != nil {
-		d.in.Payload = nil
-	}
+	d.text, d.binary, d.m.Payload, d.in.Payload = nil, nil, nil, nil
 }
 
 // settled is a goroutine of the session: it makes the acknowledgement durable

@@ -168,6 +168,7 @@ func TestSlowBrokerIsAnsweredInTime(t *testing.T) {
 // later: what has arrived is stored all the same, in order.
 func TestQueueOfAPhoneThatLeaves(t *testing.T) {
 	inWorld(t, func(w *world) {
+		w.broker.delay = 10 * time.Millisecond
 		ana := w.connect("ana", nil)
 		for n := range 30 {
 			body := photoOf("ben", n)

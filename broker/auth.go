@@ -27,7 +27,7 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	}
 	c := &client{
 		b: b, cl: cl, nc: nc, ctx: nc.ctx,
-		wake: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), closed: make(chan struct{}), gone: make(chan struct{}), done: make(chan struct{}),
 		room:    make(chan struct{}, receiveMaximum),
 		watches: map[ledger.LogID]func(){},
 		window:  b.cfg.Window,

@@ -58,8 +58,9 @@ type Broker struct {
 
 	conns sync.WaitGroup // every connection that is being served
 
-	mu       sync.RWMutex // guards the fields below
-	clients  map[string]*client
+	mu       sync.RWMutex       // guards the fields below
+	open     map[net.Conn]bool  // every connection that is being served
+	clients  map[string]*client // those that were let in, by session id
 	sessions map[string]*session
 	users    map[string]*user
 	admins   map[*client]bool
@@ -93,6 +94,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, deps: deps, log: deps.Log,
 		metrics:  newMetrics(),
+		open:     map[net.Conn]bool{},
 		clients:  map[string]*client{},
 		sessions: map[string]*session{},
 		users:    map[string]*user{},
@@ -148,11 +150,19 @@ func (b *Broker) Run(ctx context.Context) error {
 	err := b.housekeep(ctx)
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.StopWait)
 	defer cancel()
-	b.shutdown(stop)
-	return err
+	return errors.Join(err, b.shutdown(stop))
 }
 
-func (b *Broker) shutdown(ctx context.Context) {
+// closeAll closes every connection, without a word.
+func (b *Broker) closeAll() {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for nc := range b.open {
+		nc.Close()
+	}
+}
+
+func (b *Broker) shutdown(ctx context.Context) error {
 	b.unwatch()
 	b.mu.Lock()
 	b.closing = true
@@ -171,15 +181,15 @@ func (b *Broker) shutdown(ctx context.Context) {
 	}()
 	select {
 	case <-ended:
-	case <-ctx.Done():
-		b.log.Warn("connections did not end in time", "count", len(open))
+	case <-time.After(2 * farewellWait): // some were not let in yet, or do not read
+		b.closeAll()
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return errors.New("connections did not end in time")
+		}
 	}
-	if err := b.saveUnsaved(ctx); err != nil {
-		b.log.Error("sessions not saved", "error", err)
-	}
-	if err := b.mq.Close(); err != nil {
-		b.log.Warn("mqtt server did not close cleanly", "error", err)
-	}
+	return errors.Join(b.saveUnsaved(ctx), b.mq.Close())
 }
 
 // Serve accepts connections from l until ctx ends or l fails, and closes l.
@@ -219,16 +229,22 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) {
 		return
 	}
 	b.conns.Add(1)
+	b.open[nc] = true
 	b.mu.Unlock()
-	defer b.conns.Done()
+	defer func() {
+		nc.Close()
+		b.mu.Lock()
+		delete(b.open, nc)
+		b.mu.Unlock()
+		b.conns.Done()
+	}()
 
 	c := &conn{Conn: nc, ctx: context.WithoutCancel(ctx)}
-	nc.SetReadDeadline(time.Now().Add(connectWait))
+	c.SetDeadline(time.Now().Add(connectWait))
 	err := b.establish(c)
 	if c.client != nil {
 		b.detach(c.client)
 	}
-	nc.Close()
 	b.log.Debug("connection ended", "remote", remote(nc), "error", err)
 }
 

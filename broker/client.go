@@ -41,6 +41,7 @@ type client struct {
 
 	wake   chan struct{} // capacity 1: there may be something to write
 	closed chan struct{} // closed by detach: the pump ends
+	gone   chan struct{} // closed when the pump has ended: nothing is answered any more
 	done   chan struct{} // closed when detach is through
 	pump   sync.WaitGroup
 
@@ -85,6 +86,13 @@ func (c *client) end(code packets.Code) {
 		c.cl.Stop(code)
 		return
 	}
+	if !c.cl.TryLock() {
+		// Something is being written, perhaps to nobody. What was begun may
+		// still arrive whole; a DISCONNECT would have to wait behind it.
+		time.AfterFunc(farewellWait, func() { c.cl.Stop(code) })
+		return
+	}
+	c.cl.Unlock()
 	go func() { // ends within farewellWait, because every write does
 		pk := packets.Packet{
 			FixedHeader: packets.FixedHeader{Type: packets.Disconnect},
@@ -228,6 +236,9 @@ type outgoing struct {
 	contentType string
 	props       []packets.UserProperty
 	retained    bool // a stored value, told on subscribe or resume
+	// load, where set, reads payload and what goes with it when it is about to
+	// be written, so that a photo is not held while it waits.
+	load        func(context.Context) (outgoing, error)
 	asPublished bool // the publish carried RETAIN; for Retain As Published
 	ids         []int
 }

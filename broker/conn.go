@@ -67,10 +67,10 @@ func (c *conn) Read(p []byte) (int, error) {
 
 func (c *conn) packetDeadline() time.Time {
 	base := c.deadline
+	if c.client == nil {
+		return base // before CONNECT is answered, progress buys nothing
+	}
 	if base.IsZero() {
-		if c.client == nil {
-			return base
-		}
 		base = time.Now().Add(idlePacketWait)
 		c.deadline = base
 	}

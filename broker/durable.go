@@ -74,7 +74,7 @@ func refusal(code packets.Code, why error) packets.Code {
 func (c *client) expect(pk packets.Packet) *reply {
 	select {
 	case c.room <- struct{}{}:
-	case <-c.closed:
+	case <-c.gone:
 		return nil
 	}
 	r := &reply{id: pk.PacketID, qos: pk.FixedHeader.Qos}

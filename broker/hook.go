@@ -4,6 +4,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"pairsync/internal/moment"
 	"pairsync/internal/token"
 )
 
@@ -22,7 +23,7 @@ func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
 		mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
-		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnClientExpired:
+		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnWill, mqtt.OnClientExpired:
 		return true
 	}
 	return false
@@ -137,6 +138,15 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 		return pk, nil
 	}
 	return h.b.publish(clientOf(cl), pk)
+}
+
+// OnWill makes a will on a pair's tree what every live message is: QoS 0 and
+// not retained. At QoS 1 mochi's packet ids would clash with the pump's.
+func (h *hook) OnWill(_ *mqtt.Client, will mqtt.Will) (mqtt.Will, error) {
+	if t, err := moment.ParseTopic(will.TopicName); err != nil || t.Class != moment.ClassOther {
+		will.Qos, will.Retain = 0, false
+	}
+	return will, nil
 }
 
 // OnClientExpired clears an expired admin session, whose subscriptions mochi

@@ -25,6 +25,10 @@ func (b *Broker) registryChanged(ch registry.Change) {
 			b.refreshRights(c)
 			c.poke()
 		}
+	case registry.UserSeen:
+		if p, ok := b.deps.Registry.PairOf(ch.User); ok {
+			b.tellInfo(p)
+		}
 	case registry.DeviceRevoked, registry.TokenRevoked, registry.UserRevoked:
 		b.mu.RLock()
 		for _, c := range b.clients {
@@ -122,11 +126,16 @@ func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
 	if err := b.deps.KV.Apply(ctx, kv.Op{Key: keyPairUp + p.ID, Value: []byte("1")}); err != nil {
 		return err
 	}
+	b.tellInfo(p)
+	return nil
+}
+
+// tellInfo tells the connected who is in their pair.
+func (b *Broker) tellInfo(p registry.Pair) {
 	if o, err := jsonOut(b.pairInfo(p)); err == nil {
 		o.topic, o.asPublished = moment.InfoTopic(p.ID), true
 		b.fanOut(p.ID, o, nil)
 	}
-	return nil
 }
 
 // makeAppSession gives user's app session the filters of the new pair, and
@@ -185,10 +194,11 @@ func (b *Broker) makeAppSession(ctx context.Context, pair, user, partner string)
 	return nil
 }
 
-// event appends a pairing event to a user's own log. The id makes a repeat
-// after a crash harmless.
+// event appends a pairing event to a user's own log: a JSON object with the
+// event's name beside its fields. The id makes a repeat after a crash harmless.
 func (b *Broker) event(ctx context.Context, user, name, pair string, data map[string]any) error {
-	payload, err := json.Marshal(map[string]any{"event": name, "data": data})
+	data["event"] = name
+	payload, err := json.Marshal(data)
 	if err != nil {
 		return err
 	}

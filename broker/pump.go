@@ -7,6 +7,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
 )
@@ -21,6 +22,7 @@ var errStopped = errors.New("the session has another connection")
 // run is the pump: the one goroutine that writes to the client what is ours,
 // answers, ephemeral messages and moments. It ends with the connection.
 func (c *client) run() {
+	defer close(c.gone)
 	for {
 		select {
 		case <-c.closed:
@@ -158,6 +160,17 @@ func (c *client) settleReplies() {
 }
 
 func (c *client) writeOut(o *outgoing) error {
+	if o.load != nil {
+		got, err := o.load(c.ctx)
+		if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, kv.ErrNotFound) {
+			return nil // there is no such value
+		}
+		if err != nil {
+			c.b.log.Warn("retained value not read", "error", err)
+			return nil
+		}
+		o.payload, o.contentType, o.props = got.payload, got.contentType, got.props
+	}
 	return c.tolerate(c.cl.WritePacket(packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Publish, Retain: o.retained || o.asPublished},
 		TopicName:   o.topic,

@@ -41,52 +41,36 @@ func (c *client) sendRetained(filters []subscription) {
 		if !match {
 			continue
 		}
-		o, err := v.make(c.ctx)
-		if err != nil {
-			if !errors.Is(err, ledger.ErrNotFound) && !errors.Is(err, kv.ErrNotFound) {
-				c.b.log.Warn("retained value not read", "topic_class", v.class, "error", err)
-			}
-			continue
-		}
-		o.topic, o.retained = v.topic, true
 		slices.Sort(ids)
-		o.ids = slices.Compact(ids)
-		c.enqueue(o)
+		c.enqueue(outgoing{topic: v.topic, retained: true, ids: slices.Compact(ids), load: v.load})
 	}
 }
 
-// value is one retained topic of a pair and how its payload is made; make
+// value is one retained topic of a pair and how its payload is made; load
 // fails with a not-found error where there is none.
 type value struct {
 	topic  string
-	class  string
 	latest bool
-	make   func(context.Context) (outgoing, error)
+	load   func(context.Context) (outgoing, error)
 }
 
 func (b *Broker) retainedOf(p registry.Pair) []value {
 	out := []value{
-		{topic: moment.InfoTopic(p.ID), class: "info", make: func(context.Context) (outgoing, error) { return jsonOut(b.pairInfo(p)) }},
-		{topic: moment.NewestTopic(p.ID), class: "newest", make: func(ctx context.Context) (outgoing, error) { return b.newestOf(ctx, p) }},
+		{topic: moment.InfoTopic(p.ID), load: func(context.Context) (outgoing, error) { return jsonOut(b.pairInfo(p)) }},
+		{topic: moment.NewestTopic(p.ID), load: func(ctx context.Context) (outgoing, error) { return b.newestOf(ctx, p) }},
 	}
 	for _, user := range p.Users {
 		out = append(out,
-			value{topic: moment.PresenceTopic(p.ID, user), class: "presence", make: func(context.Context) (outgoing, error) {
+			value{topic: moment.PresenceTopic(p.ID, user), load: func(context.Context) (outgoing, error) {
 				return jsonOut(b.presence(user))
 			}},
-			value{topic: moment.LatestTopic(p.ID, user), class: "latest", latest: true, make: func(ctx context.Context) (outgoing, error) {
-				e, err := b.deps.Ledger.Latest(ctx, ledger.PairLog(p.ID), user)
-				if err == nil && e.Damaged {
-					err = ledger.ErrNotFound
-				}
-				return latestOut(&e.Moment), err
-			}})
+			value{topic: moment.LatestTopic(p.ID, user), latest: true, load: b.latestOf(p.ID, user)})
 	}
 	for _, d := range b.deps.Registry.Devices() {
 		if d.Revoked || (d.User != p.Users[0] && d.User != p.Users[1]) {
 			continue
 		}
-		out = append(out, value{topic: moment.StateTopic(p.ID, d.ID), class: "state", make: func(ctx context.Context) (outgoing, error) {
+		out = append(out, value{topic: moment.StateTopic(p.ID, d.ID), load: func(ctx context.Context) (outgoing, error) {
 			payload, err := b.deps.KV.Get(ctx, stateKey(p.ID, d.ID))
 			return outgoing{payload: payload, contentType: "application/json"}, err
 		}})
@@ -99,10 +83,17 @@ func jsonOut(v any) (outgoing, error) {
 	return outgoing{payload: data, contentType: "application/json"}, err
 }
 
-func latestOut(m *moment.Moment) outgoing {
-	return outgoing{
-		payload: m.Payload, contentType: m.ContentType,
-		props: append(userProperties(m), packets.UserProperty{Key: moment.PropMoment, Val: m.ID}),
+// latestOf reads a user's newest photo when it is about to be written.
+func (b *Broker) latestOf(pair, user string) func(context.Context) (outgoing, error) {
+	return func(ctx context.Context) (outgoing, error) {
+		e, err := b.deps.Ledger.Latest(ctx, ledger.PairLog(pair), user)
+		if err == nil && e.Damaged {
+			err = ledger.ErrNotFound
+		}
+		return outgoing{
+			payload: e.Payload, contentType: e.ContentType,
+			props: append(userProperties(&e.Moment), packets.UserProperty{Key: moment.PropMoment, Val: e.ID}),
+		}, err
 	}
 }
 
@@ -150,8 +141,7 @@ func (b *Broker) tellNewest(m *moment.Moment) {
 		o.topic, o.asPublished = moment.NewestTopic(m.Pair), true
 		b.fanOut(m.Pair, o, nil)
 	}
-	o := latestOut(m)
-	o.topic, o.asPublished = moment.LatestTopic(m.Pair, m.User), true
+	o := outgoing{topic: moment.LatestTopic(m.Pair, m.User), asPublished: true, load: b.latestOf(m.Pair, m.User)}
 	if p, ok := b.deps.Registry.Pair(m.Pair); ok {
 		for _, c := range b.audience(p.Users[:]...) {
 			c.push(o, true, nil)

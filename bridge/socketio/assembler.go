@@ -12,11 +12,13 @@ type assembly struct {
 	packet packet
 	buf    engineio.Buffer // holds packet.data
 	parts  [][]byte
+	bytes  int // of all of it
 }
 
 // assembler makes packets of Engine.IO messages: a text message and, where it
 // announces some, the binary messages right after it.
 type assembler struct {
+	limit   int       // bytes of a packet with its attachments
 	pending *assembly // lacks attachments; nil when none does
 }
 
@@ -32,7 +34,7 @@ func (a *assembler) take(binary bool, buf engineio.Buffer) (*assembly, error) {
 	if err != nil {
 		return nil, err
 	}
-	whole := &assembly{packet: p, buf: buf}
+	whole := &assembly{packet: p, buf: buf, bytes: len(buf.B)}
 	if !p.binary() {
 		return whole, nil
 	}
@@ -50,6 +52,9 @@ func (a *assembler) attach(buf engineio.Buffer) (*assembly, error) {
 	whole := a.pending
 	if whole == nil {
 		return nil, errors.New("binary message without a packet that announced it")
+	}
+	if whole.bytes += len(buf.B); whole.bytes > a.limit {
+		return nil, fmt.Errorf("packet with attachments of over %d bytes: want at most %d", whole.bytes, a.limit)
 	}
 	whole.parts = append(whole.parts, buf.B)
 	if len(whole.parts) < whole.packet.attachments {

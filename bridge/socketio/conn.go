@@ -24,7 +24,7 @@ type conn struct {
 
 // open is called by the engine for every new session.
 func (s *Server) open(session *engineio.Session) engineio.Receiver {
-	c := &conn{srv: s, session: session, sockets: map[string]*Socket{}}
+	c := &conn{srv: s, session: session, sockets: map[string]*Socket{}, parts: assembler{limit: 2 * s.cfg.MaxPayload}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.timer = time.AfterFunc(s.cfg.ConnectTimeout, c.connectTimeout)

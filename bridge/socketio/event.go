@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync/atomic"
+	"unicode/utf8"
 )
 
 // An Event is one event from the other side. It is valid until its handler
@@ -21,29 +22,30 @@ type Event struct {
 	// Attachments are the binary parts, in order. They belong to the receiver.
 	Attachments [][]byte
 
-	id    int64 // -1 without
-	reply func(id int64, args []any) error
-	acked atomic.Bool
+	values []json.RawMessage // of Raw, the name included
+	id     int64             // -1 without
+	reply  func(id int64, args []any) error
+	acked  atomic.Bool
 }
 
 // newEvent checks an EVENT packet.
 func newEvent(p packet, parts [][]byte) (*Event, error) {
-	name, err := eventName(p.data)
+	values, err := scanArray(p.data, nil)
+	if err != nil {
+		return nil, err
+	}
+	name, err := eventName(values)
 	if err != nil {
 		return nil, err
 	}
 	if reserved(name) {
 		return nil, fmt.Errorf("event name %q is reserved", name)
 	}
-	return &Event{Name: name, Raw: p.data, Attachments: parts, id: p.id}, nil
+	return &Event{Name: name, Raw: p.data, Attachments: parts, values: values, id: p.id}, nil
 }
 
-// eventName returns the first value of an event's array, a string or a number.
-func eventName(raw []byte) (string, error) {
-	values, err := scanArray(raw, nil)
-	if err != nil {
-		return "", err
-	}
+// eventName returns the first value of an event, a string or a number.
+func eventName(values []json.RawMessage) (string, error) {
 	if len(values) == 0 {
 		return "", errors.New("event without a name")
 	}
@@ -65,13 +67,13 @@ func eventName(raw []byte) (string, error) {
 	return "", errors.New("event name is neither a string nor a number")
 }
 
-// Args returns the arguments after the name, as slices of Raw.
+// Args returns the arguments after the name, as slices of Raw; an error when
+// Raw is not UTF-8.
 func (e *Event) Args() ([]json.RawMessage, error) {
-	values, err := scanArray(e.Raw, nil)
-	if err != nil {
-		return nil, err
+	if !utf8.Valid(e.Raw) {
+		return nil, fmt.Errorf("event %q is not valid UTF-8", e.Name)
 	}
-	return values[1:], nil
+	return e.values[1:], nil
 }
 
 // Attachment returns the attachment that the JSON value raw stands for; false

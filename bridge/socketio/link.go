@@ -80,7 +80,7 @@ func dialLink(ctx context.Context, address string, o DialOptions) (l *link, name
 		o.MaxMessage = DefaultMaxMessage
 	}
 	ws.SetReadLimit(o.MaxMessage)
-	l = &link{ws: ws}
+	l = &link{ws: ws, parts: assembler{limit: int(2 * o.MaxMessage)}}
 	stop := context.AfterFunc(ctx, func() { _ = ws.Close() })
 	defer stop()
 	patience, err := l.opened()

@@ -25,6 +25,8 @@ const (
 	maxAttachments = 10
 	// maxNamespaceBytes bounds a namespace's name.
 	maxNamespaceBytes = 256
+	// maxConnectBytes bounds what CONNECT carries: the server keeps it.
+	maxConnectBytes = 64 << 10
 	// maxIDDigits keeps an acknowledgement id within 63 bits.
 	maxIDDigits = 18
 )
@@ -90,9 +92,20 @@ func (p *packet) check() error {
 		if p.data != nil && (p.data[0] != '{' || !validJSON(p.data)) {
 			return errors.New("connect payload is not an object")
 		}
+		if len(p.data) > maxConnectBytes {
+			return fmt.Errorf("connect payload of %d bytes: want at most %d", len(p.data), maxConnectBytes)
+		}
 	case typeDisconnect:
 		if p.data != nil {
 			return errors.New("disconnect packet with a payload")
+		}
+	case typeConnectError:
+		if p.data == nil || !validJSON(p.data) {
+			return errors.New("connect error without a JSON payload")
+		}
+	case typeEvent, typeBinaryEvent:
+		if p.data == nil || p.data[0] != '[' {
+			return errNotArray
 		}
 	case typeAck, typeBinaryAck:
 		if p.id < 0 {

@@ -42,7 +42,8 @@ type Config struct {
 	PingInterval, PingTimeout, UpgradeTimeout time.Duration
 	// ConnectTimeout bounds the time to the first successful join.
 	ConnectTimeout time.Duration
-	// MaxPayload is the largest message taken, in bytes; base64 and JSON included.
+	// MaxPayload is the largest message taken, in bytes; base64 and JSON
+	// included. A packet with all its attachments may have twice as much.
 	MaxPayload int
 	// QueuePackets and QueueBytes bound what waits to be sent to one client;
 	// beyond them Emit returns ErrBacklog.
@@ -79,7 +80,8 @@ type ConnectError struct {
 func (e *ConnectError) Error() string { return "socketio: connection refused: " + e.Message }
 
 // Server is an http.Handler for Socket.IO requests; the caller's mux matches
-// the path.
+// the path. It takes WebSockets over by hijacking, so a ResponseWriter that
+// wraps another must be an http.Hijacker too.
 type Server struct {
 	cfg    Config
 	engine *engineio.Server
@@ -93,6 +95,9 @@ type Server struct {
 func NewServer(cfg Config, log *slog.Logger) (*Server, error) {
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = DefaultConnectTimeout
+	}
+	if cfg.MaxPayload == 0 {
+		cfg.MaxPayload = engineio.DefaultMaxPayload
 	}
 	if cfg.ConnectTimeout < 0 || log == nil {
 		return nil, fmt.Errorf("socketio: connect timeout %v, log %v: want a positive time and a logger", cfg.ConnectTimeout, log)

@@ -4,22 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"net"
-	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"pairsync/bridge/socketio"
-	"pairsync/internal/memnet"
+	"pairsync/bridge/socketio/internal/rawtest"
 )
 
-// world is a server on an in-memory network.
+// world is a server on an in-memory network, with raw and with Go clients.
 type world struct {
-	t        testing.TB
-	server   *socketio.Server
-	listener *memnet.Listener
-	http     *http.Server
+	*rawtest.World
+	t      testing.TB
+	server *socketio.Server
 }
 
 // newWorld starts a server that ends with the test; use it in a bubble.
@@ -29,31 +26,10 @@ func newWorld(t testing.TB, cfg socketio.Config) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mux := http.NewServeMux()
-	mux.Handle(socketio.DefaultPath, server)
-	w := &world{t: t, server: server, listener: memnet.Listen("server:80"), http: &http.Server{Handler: mux}}
-	served := make(chan error, 1)
-	go func() { served <- w.http.Serve(w.listener) }()
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := server.Close(ctx); err != nil {
-			t.Errorf("close server: %v", err)
-		}
-		if err := w.http.Shutdown(ctx); err != nil {
-			t.Errorf("shut down http: %v", err)
-		}
-		<-served
-	})
-	return w
+	return &world{rawtest.Start(t, server, socketio.DefaultPath), t, server}
 }
 
-// netDial is for clients of w.
-func (w *world) netDial(ctx context.Context, _, _ string) (net.Conn, error) {
-	return w.listener.Dial(ctx, "client:1")
-}
-
-// dial connects a Go client to a namespace path.
+// dial connects a Go client to a namespace.
 func (w *world) dial(path string, o socketio.DialOptions) *socketio.Client {
 	w.t.Helper()
 	c, err := w.tryDial(path, o)
@@ -65,13 +41,31 @@ func (w *world) dial(path string, o socketio.DialOptions) *socketio.Client {
 }
 
 func (w *world) tryDial(path string, o socketio.DialOptions) (*socketio.Client, error) {
-	o.NetDial = w.netDial
+	o.NetDial = w.Dial
 	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
 	defer cancel()
 	return socketio.Dial(ctx, "http://server"+path, o)
 }
 
-// bubble runs fn as a subtest's whole body on fake time.
+// sockets makes the namespace hand its sockets to the test.
+func (w *world) sockets(namespace string) <-chan *socketio.Socket {
+	joined := make(chan *socketio.Socket, 100)
+	w.server.Of(namespace).OnConnect(func(s *socketio.Socket) { joined <- s })
+	return joined
+}
+
+// join opens a WebSocket and joins the default namespace on it.
+func (w *world) join() *rawtest.WebSocket {
+	w.t.Helper()
+	ws := w.OpenWebSocket()
+	ws.Send("40")
+	if got := ws.Next(); len(got) < 10 || got[:9] != `40{"sid":` {
+		w.t.Fatalf("answer to CONNECT: got %q", got)
+	}
+	return ws
+}
+
+// bubble runs fn on fake time.
 func bubble(t *testing.T, fn func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, fn)

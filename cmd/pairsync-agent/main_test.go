@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"image"
 	"image/color"
 	"image/jpeg"
@@ -12,16 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"pairsync/agent"
+	"pairsync/cmd/internal/clitest"
 	"pairsync/internal/admin"
 	"pairsync/internal/config"
 	"pairsync/internal/daemon"
@@ -42,11 +39,10 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(e.WorkDir, "photo.jpg"), photo, 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"run": runAgent, "pair": pair, "eventually": eventually, "code": code, "field": field,
+			"run": runAgent, "pair": pair, "eventually": clitest.Eventually, "code": clitest.Code, "field": field,
 		},
 	})
 }
-
 
 // newServer runs a real server until the test ends and returns its broker URL.
 // Scripts find its admin socket through PAIRSYNC_TEST_DATA.
@@ -118,43 +114,12 @@ func runAgent(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// eventually repeats a command until it exits with 0 and prints what matches:
-// eventually PATTERN COMMAND ARGS….
-func eventually(ts *testscript.TestScript, neg bool, args []string) {
-	pattern := regexp.MustCompile("(?m)" + args[0])
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for range 400 {
-		cmd := exec.Command(args[1], args[2:]...)
-		cmd.Dir = ts.MkAbs(".")
-		if out, err := cmd.Output(); err == nil && pattern.Match(out) {
-			return
-		}
-		<-tick.C
-	}
-	ts.Fatalf("%v never printed %q", args[1:], args[0])
-}
-
 // field sets an environment variable to a word of what the last command
 // printed: field NAME N.
 func field(ts *testscript.TestScript, neg bool, args []string) {
 	n, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	ts.Setenv(args[0], strings.Fields(ts.ReadFile("stdout"))[n-1])
-}
-
-// code runs a command that must exit with a code: code N COMMAND ARGS….
-func code(ts *testscript.TestScript, neg bool, args []string) {
-	err := ts.Exec(args[1], args[2:]...)
-	got := 0
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if fmt.Sprint(got) != args[0] {
-		ts.Fatalf("exit code %d, want %s", got, args[0])
-	}
 }
 
 // sample is the documented configuration.

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"pairsync/cmd/internal/clitest"
 	"pairsync/internal/config"
 	"pairsync/internal/daemon"
 )
@@ -30,7 +30,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.Getenv("WORK"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"serve": serve, "code": code, "field": field, "mode": mode},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"serve": serve, "code": clitest.Code, "field": field, "mode": mode},
 	})
 }
 
@@ -66,20 +66,6 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("serve: %v", err)
 		}
 	})
-}
-
-// code runs a command that must exit with a code: code N COMMAND ARGS….
-func code(ts *testscript.TestScript, neg bool, args []string) {
-	err := ts.Exec(args[1], args[2:]...)
-	got := 0
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if fmt.Sprint(got) != args[0] {
-		ts.Fatalf("exit code %d, want %s", got, args[0])
-	}
 }
 
 // field sets an environment variable to a field of the JSON that the last

@@ -48,6 +48,12 @@ serve({
     await promised((done) => clients.get(of).publish(topic, Buffer.from(payload, "base64"), options, done));
   },
 
+  // abandon {of}: drop the connection and all that is under way.
+  abandon({ of }) {
+    clients.get(of).end(true);
+    clients.delete(of);
+  },
+
   // close {of}: DISCONNECT and leave.
   async close({ of }) {
     await promised((done) => clients.get(of).end(false, {}, done));

@@ -13,9 +13,9 @@ serve({
     const socket = io(url, { forceNew: true, reconnectionDelay: 100, reconnectionDelayMax: 500, ...options });
     const phone = { socket, receive };
     phones.set(of, phone);
+    socket.io.on("open", () => socket.io.engine.once("upgrade", (transport) => report(of, "upgrade", transport.name)));
     socket.on("connect", () => {
       report(of, "connect", socket.io.engine.transport.name);
-      socket.io.engine.once("upgrade", (transport) => report(of, "upgrade", transport.name));
       if (user) socket.emit("join_room", { userId: user });
     });
     socket.on("connect_error", (error) => report(of, "connect_error", { message: error.message, data: error.data ?? null }));

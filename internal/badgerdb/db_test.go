@@ -319,6 +319,36 @@ func TestClose(t *testing.T) {
 	closeTest(t, db) // a second close is harmless
 }
 
+// TestCloseWaitsForViews: badger unmaps its files, and a reader would crash.
+func TestCloseWaitsForViews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := openTest(t, t.TempDir(), Server)
+		release, closed := make(chan struct{}), make(chan struct{})
+		go func() {
+			_ = db.View(func(tx *Tx) error {
+				<-release
+				if _, err := tx.Get([]byte("x")); !errors.Is(err, kv.ErrNotFound) {
+					t.Errorf("get while the store waits to close: %v", err)
+				}
+				return nil
+			})
+		}()
+		synctest.Wait()
+		go func() {
+			closeTest(t, db)
+			close(closed)
+		}()
+		synctest.Wait()
+		select {
+		case <-closed:
+			t.Error("closed under a view")
+		default:
+		}
+		close(release)
+		<-closed
+	})
+}
+
 func TestLocked(t *testing.T) {
 	dir := t.TempDir()
 	db := openTest(t, dir, Server)

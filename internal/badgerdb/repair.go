@@ -41,11 +41,7 @@ const (
 // before it is answered; unless the disk itself has lost bytes, and there
 // badger would cut the last logs at the same place.
 func repair(dir string, d depth, log *slog.Logger) error {
-	mems, err := filepath.Glob(filepath.Join(dir, "*.mem"))
-	if err != nil {
-		return fmt.Errorf("repair: %w", err)
-	}
-	vlogs, err := filepath.Glob(filepath.Join(dir, "*.vlog"))
+	mems, vlogs, err := logs(dir)
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
@@ -61,8 +57,7 @@ func repair(dir string, d depth, log *slog.Logger) error {
 			}
 			continue
 		}
-		// Glob sorts; a value log before the last was complete when the
-		// last was created.
+		// A value log before the last was complete when the last was created.
 		if last := i == len(mems)+len(vlogs)-1; d == lastLogs && !last && strings.HasSuffix(path, ".vlog") {
 			continue
 		}
@@ -71,6 +66,20 @@ func repair(dir string, d depth, log *slog.Logger) error {
 		}
 	}
 	return nil
+}
+
+// logs returns the paths of the logs in dir, oldest first.
+func logs(dir string) (mems, vlogs []string, err error) {
+	entries, err := os.ReadDir(dir) // sorted, and names have leading zeros
+	for _, e := range entries {
+		switch filepath.Ext(e.Name()) {
+		case ".mem":
+			mems = append(mems, filepath.Join(dir, e.Name()))
+		case ".vlog":
+			vlogs = append(vlogs, filepath.Join(dir, e.Name()))
+		}
+	}
+	return mems, vlogs, err
 }
 
 func repairTail(path string, log *slog.Logger) error {

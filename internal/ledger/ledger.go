@@ -45,11 +45,18 @@ func LogOf(m *moment.Moment) LogID {
 	return PairLog(m.Pair)
 }
 
-// Pair returns the pair's id when l is a pair's log.
-func (l LogID) Pair() (id string, ok bool) { return strings.CutPrefix(string(l), "pair:") }
+// Pair returns the pair's id when l is a pair's log, else "".
+func (l LogID) Pair() (id string, ok bool) { return l.cut("pair:") }
 
-// User returns the user's id when l is a user's log.
-func (l LogID) User() (id string, ok bool) { return strings.CutPrefix(string(l), "user:") }
+// User returns the user's id when l is a user's log, else "".
+func (l LogID) User() (id string, ok bool) { return l.cut("user:") }
+
+func (l LogID) cut(prefix string) (id string, ok bool) {
+	if id, ok = strings.CutPrefix(string(l), prefix); !ok {
+		return "", false
+	}
+	return id, true
+}
 
 // Seq is a place in one log. Zero is before its first entry.
 type Seq uint64

@@ -31,8 +31,8 @@ const (
 )
 
 // SetProperties fills m's fields from the user properties of a PUBLISH.
-// Unknown ones are kept in Extra; stored-at is ignored, because only the
-// server sets it (a receiver uses SetDelivered). It fails, naming the
+// Unknown ones are kept in Extra; stored-at and moment are ignored, because
+// only the server sets them (a receiver uses SetDelivered). It fails, naming the
 // property, on text that is not UTF-8, on a value over its limit and on a
 // taken-at that is not RFC 3339.
 func (m *Moment) SetProperties(props []Property) error {
@@ -63,7 +63,7 @@ func (m *Moment) SetProperties(props []Property) error {
 			m.Device = p.Value
 		case PropMessageID:
 			m.MessageID = p.Value
-		case PropStoredAt:
+		case PropStoredAt, PropMoment, PropBackfill: // the server's own, or not of a publish
 		default:
 			if extra += len(p.Key) + len(p.Value); extra > MaxExtraBytes {
 				return fmt.Errorf("unknown properties of more than %d bytes together", MaxExtraBytes)

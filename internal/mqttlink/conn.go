@@ -35,9 +35,8 @@ type wire struct {
 	// It is not a mutex, because testing/synctest does not let time pass for
 	// somebody who waits for one.
 	turn   chan struct{}
-	broken error       // why nothing more may be written: a packet may have been cut
-	join   []byte      // scratch of the first chunk
-	final  atomic.Bool // set when the connection is ending: deadlines only shrink
+	broken error  // why nothing more may be written: a packet may have been cut
+	join   []byte // scratch of the first chunk
 }
 
 func newWire(raw net.Conn, moved *atomic.Uint64) *wire {
@@ -86,9 +85,7 @@ func (w *wire) send(head, payload []byte) error {
 
 func (w *wire) write(b []byte) error {
 	for len(b) > 0 {
-		if !w.final.Load() {
-			w.raw.SetWriteDeadline(time.Now().Add(stallTimeout))
-		}
+		w.raw.SetWriteDeadline(time.Now().Add(stallTimeout))
 		n, err := w.raw.Write(b[:min(len(b), writeChunk)])
 		if n > 0 {
 			w.moved.Add(uint64(n))
@@ -100,12 +97,6 @@ func (w *wire) write(b []byte) error {
 		b = b[n:]
 	}
 	return nil
-}
-
-// finish gives whatever is being read and written until at the latest then.
-func (w *wire) finish(at time.Time) {
-	w.final.Store(true)
-	w.raw.SetDeadline(at)
 }
 
 // cut ends the connection at once: closing TLS or a WebSocket in order could

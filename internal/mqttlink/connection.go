@@ -161,7 +161,7 @@ func (l *Link) newConnection(w *wire, r *bufio.Reader, cp *packets.Connect, ack 
 		c.keepAlive = time.Duration(*p.ServerKeepAlive) * time.Second
 	}
 	if p.MaximumPacketSize != nil {
-		c.maxPacket = int(*p.MaximumPacketSize)
+		c.maxPacket = int(min(*p.MaximumPacketSize, maxRemaining)) // fits an int of 32 bits
 	}
 	if p.ReceiveMaximum != nil {
 		c.quota = max(1, int(*p.ReceiveMaximum)) // 0 is not allowed
@@ -236,9 +236,10 @@ func (c *connection) fail(err error) {
 // goodbye ends the connection in order: DISCONNECT, then the server closes.
 // It takes at most goodbyeTimeout, whatever the other side does.
 func (c *connection) goodbye() {
-	c.wire.finish(time.Now().Add(goodbyeTimeout))
-	err := c.wire.send(encode(&packets.Disconnect{Properties: &packets.Properties{}}), nil)
-	if err == nil {
+	ended := errors.New("link closed")
+	last := time.AfterFunc(goodbyeTimeout, func() { c.fail(ended) })
+	defer last.Stop()
+	if c.wire.send(encode(&packets.Disconnect{Properties: &packets.Properties{}}), nil) == nil {
 		t := time.NewTimer(goodbyeTimeout / 4)
 		defer t.Stop()
 		select {
@@ -246,7 +247,7 @@ func (c *connection) goodbye() {
 		case <-t.C:
 		}
 	}
-	c.fail(errors.New("link closed"))
+	c.fail(ended)
 }
 
 // readLoop reads until the connection ends.

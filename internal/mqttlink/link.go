@@ -54,8 +54,7 @@ type Link struct {
 	mu       sync.Mutex // guards the fields below
 	started  bool
 	clientID string
-	cancel   context.CancelCauseFunc // ends the current dial or wait
-	hurry    bool                    // Bounce was called: do not wait before the next connect
+	cancel   context.CancelCauseFunc // ends the current dial, or the wait after the connection
 	live     *connection             // nil while down
 	up       chan struct{}           // closed while connected and subscribed, else open
 	isUp     bool
@@ -125,18 +124,12 @@ func (l *Link) startAttempt(ctx context.Context) (context.Context, context.Cance
 	attempt, cancel := context.WithCancelCause(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cancel, l.hurry = cancel, false
+	l.cancel = cancel
 	return attempt, cancel
 }
 
 // wait sleeps for d, unless ctx ends or Bounce was called.
 func (l *Link) wait(ctx context.Context, d time.Duration) {
-	l.mu.Lock()
-	hurry := l.hurry
-	l.mu.Unlock()
-	if hurry {
-		return
-	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -163,7 +156,6 @@ func (l *Link) backoff(failures int, err error) time.Duration {
 func (l *Link) Bounce() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hurry = true
 	if l.live != nil {
 		l.live.fail(errBounced)
 	}

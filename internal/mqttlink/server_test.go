@@ -1,8 +1,6 @@
 package mqttlink
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -13,10 +11,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
-	"github.com/google/go-cmp/cmp"
 
 	"pairsync/internal/memnet"
-	"pairsync/internal/moment"
 )
 
 // script is a server that does exactly what a test says, packet by packet.
@@ -290,72 +286,6 @@ func TestPublishWhileDown(t *testing.T) {
 	})
 }
 
-func TestSubscriptionsAtConnect(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newScript(t)
-		var got seen
-		refused := map[string]byte{}
-		c := got.config(Config{Dial: s.dial, SessionExpiry: time.Hour, Subscriptions: []Subscription{
-			{Filter: "a", QoS: 1, Backfill: "all"}, {Filter: "b"}, {Filter: "c", QoS: 1, Backfill: "all", NoLocal: true}}})
-		c.Refused = func(filter string, err *ReasonError) { refused[filter] = err.Code }
-		l := newLink(t, c)
-		p, _ := s.accept(accepted)
-		first, second := p.read().(*packets.Subscribe), p.read().(*packets.Subscribe)
-		want := []packets.SubOptions{{Topic: "a", QoS: 1}, {Topic: "c", QoS: 1, NoLocal: true}}
-		if diff := cmp.Diff(want, first.Subscriptions); diff != "" {
-			t.Error(diff)
-		}
-		if u := first.Properties.User; len(u) != 1 || u[0] != (packets.User{Key: moment.PropBackfill, Value: "all"}) {
-			t.Errorf("user properties %v", u)
-		}
-		if len(second.Properties.User) != 0 || len(second.Subscriptions) != 1 {
-			t.Errorf("second SUBSCRIBE %v", second)
-		}
-		p.write(&packets.Suback{PacketID: first.PacketID, Reasons: []byte{1, CodeNotAuthorized}, Properties: &packets.Properties{}})
-		synctest.Wait()
-		if l.Connected() {
-			t.Error("up before the last SUBACK")
-		}
-		p.write(&packets.Suback{PacketID: second.PacketID, Reasons: []byte{0}, Properties: &packets.Properties{}})
-		synctest.Wait()
-		if !l.Connected() || !cmp.Equal(refused, map[string]byte{"c": CodeNotAuthorized}) {
-			t.Errorf("connected %v, refused %v", l.Connected(), refused)
-		}
-
-		// Later ones join the set when granted, and only then.
-		added := make(chan error, 1)
-		go func() { added <- l.Subscribe(t.Context(), Subscription{Filter: "d"}, Subscription{Filter: "e"}) }()
-		q := p.read().(*packets.Subscribe)
-		p.write(&packets.Suback{PacketID: q.PacketID, Reasons: []byte{0, 0x8F}, Properties: &packets.Properties{}})
-		var re *ReasonError
-		if err := <-added; !errors.As(err, &re) || re.Code != 0x8F || !strings.Contains(err.Error(), `"e"`) {
-			t.Errorf("Subscribe: %v", err)
-		}
-		go func() { added <- l.Unsubscribe(t.Context(), "b") }()
-		synctest.Wait()
-		p.conn.Close() // UNSUBSCRIBE survives the reconnect
-		p, _ = s.accept(resumed)
-		var filters []string
-		for range 2 {
-			switch q := p.read().(type) {
-			case *packets.Subscribe:
-				for _, s := range q.Subscriptions {
-					filters = append(filters, s.Topic)
-				}
-				p.write(&packets.Suback{PacketID: q.PacketID, Reasons: make([]byte, len(q.Subscriptions)), Properties: &packets.Properties{}})
-			}
-		}
-		if want := []string{"a", "c", "d"}; !cmp.Equal(filters, want) {
-			t.Errorf("subscribed %v after the reconnect, want %v", filters, want)
-		}
-		u := p.read().(*packets.Unsubscribe)
-		p.write(&packets.Unsuback{PacketID: u.PacketID, Reasons: []byte{0x11}, Properties: &packets.Properties{}})
-		if err := <-added; err != nil {
-			t.Errorf("Unsubscribe: %v", err)
-		}
-	})
-}
-
 // Servers that break the rules, and what Down hears of it.
 func TestBadServers(t *testing.T) {
 	publish := func(id uint16) *packets.Publish {
@@ -398,33 +328,6 @@ func TestBadServers(t *testing.T) {
 	}
 }
 
-// A server that never reads and never closes cannot hold Run.
-func TestGoodbyeIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newScript(t)
-		l, err := New(Config{Dial: s.dial}, quiet())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- l.Run(ctx) }()
-		s.accept(accepted)
-		done := publishing(t.Context(), l, string(make([]byte, 1<<20))) // stuck in the full link
-		start := time.Now()
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		if waited := time.Since(start); waited > goodbyeTimeout {
-			t.Errorf("Run took %v to end", waited)
-		}
-		if err := <-done; !errors.Is(err, ErrClosed) {
-			t.Errorf("Publish: %v, want ErrClosed", err)
-		}
-	})
-}
-
 func TestServerKeepAliveIsUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScript(t)
@@ -447,38 +350,4 @@ func TestNewNamesEveryProblem(t *testing.T) {
 			t.Errorf("error %v does not name %q", err, want)
 		}
 	}
-}
-
-// The fuzz target holds that no bytes from a server panic, allocate beyond the
-// limit, or decode to a PUBLISH that encodes to another one.
-func FuzzReadPacket(f *testing.F) {
-	p := &Publish{Topic: "pairs/p/photos/a/1", Payload: []byte("x"), ContentType: "image/jpeg", QoS: 1,
-		Properties: []moment.Property{{Key: "caption", Value: "hi"}}}
-	f.Add(append(publishHead(p, 7, true), p.Payload...))
-	empty := &packets.Properties{}
-	for _, packet := range []io.WriterTo{
-		&packets.Connack{Properties: empty}, &packets.Puback{PacketID: 1, ReasonCode: 0x97, Properties: &packets.Properties{ReasonString: "no"}},
-		&packets.Suback{PacketID: 2, Reasons: []byte{1}, Properties: empty}, &packets.Unsuback{PacketID: 3, Reasons: []byte{0}, Properties: empty},
-		&packets.Disconnect{ReasonCode: 0x8B, Properties: empty},
-	} {
-		f.Add(encode(packet))
-	}
-	f.Add([]byte{0xD0, 0})
-	f.Add([]byte{0xE0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := readPacket(bufio.NewReader(bytes.NewReader(b)), 1<<16)
-		pub, ok := got.(*published)
-		if err != nil || !ok {
-			return
-		}
-		m := pub.msg
-		out := &Publish{Topic: m.Topic, Payload: m.Payload, ContentType: m.ContentType, Properties: m.Properties, QoS: m.QoS, Retain: m.Retained}
-		again, err := readPacket(bufio.NewReader(bytes.NewReader(append(publishHead(out, pub.packetID, m.Duplicate), m.Payload...))), 1<<20)
-		if err != nil {
-			t.Fatalf("%+v does not decode again: %v", m, err)
-		}
-		if diff := cmp.Diff(m, again.(*published).msg, cmp.AllowUnexported(Message{})); diff != "" {
-			t.Fatal(diff)
-		}
-	})
 }

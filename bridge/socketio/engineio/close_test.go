@@ -44,13 +44,13 @@ func TestReceiverThatBlocksThrottlesClient(t *testing.T) {
 			t.Fatalf("closed with %q while the receiver was busy", reason)
 		default:
 		}
+		for range 31 { // it is pinged all the same, or it would leave
+			ws.Want("2")
+			ws.Send("3")
+		}
 		close(g.open)
 		ws.Want("2")
-		ws.Send("3")
-		ws.Want("2")
-		if d := ws.WantClose(); d != 1006 {
-			t.Errorf("close code %d", d)
-		}
+		ws.WantClose()
 		if reason := <-g.closed; reason != engineio.ReasonPingTimeout {
 			t.Errorf("closed with %q, want the ping's timeout again", reason)
 		}

@@ -5,23 +5,40 @@ import (
 	"time"
 )
 
+const (
+	// maxConfirms bounds the functions that wait for a pong.
+	maxConfirms = 1024
+	// minProgress is how many bytes per PingTimeout count as a frame that arrives.
+	minProgress = 1 << 10
+	// minAhead is how many bytes before a ping may delay it noticeably.
+	minAhead = 16 << 10
+)
+
 // heartbeat is the ping's state. Session.mu guards it.
 type heartbeat struct {
-	timer   *time.Timer // fires when due
-	due     time.Time   // the next ping, or the pong's latest arrival
-	waiting bool        // a ping is outstanding
-	behind  bool        // other bytes were on their way before the ping
+	timer *time.Timer // fires when due
+	due   time.Time   // the next ping, or the pong's latest arrival
+
+	// outstanding is the number of pings without a pong: at most one, unless
+	// the receiver blocks, so that pongs cannot be read.
+	outstanding int
+	confirms    []func(bool) // called when nothing is outstanding any more
+	next        []func(bool) // need a ping of their own after that
+
+	delivering bool // the receiver makes the client wait
+	// behind says that much was on its way before the last ping, and
 	// pingPos is the outgoing byte count up to the ping's end, once written.
+	behind  bool
 	pingPos int64
 	// acked and in are what the last check saw of outgoing and incoming bytes.
-	acked, in  int64
-	delivering bool         // the receiver makes the client wait
-	confirms   []func(bool) // called with the outstanding ping's pong
-	next       []func(bool) // need a ping of their own
+	acked, in int64
 }
 
-// maxConfirms bounds the functions that wait for a pong.
-const maxConfirms = 1024
+// arm sets the timer.
+func (h *heartbeat) arm(due time.Time) {
+	h.due = due
+	h.timer.Reset(time.Until(due))
+}
 
 // stop disarms the heartbeat and returns the functions that still wait.
 func (h *heartbeat) stop() []func(bool) {
@@ -36,7 +53,7 @@ func (h *heartbeat) stop() []func(bool) {
 // Confirm calls fn(true) once a pong proves that everything sent before the
 // call has reached the client, and fn(false) when the session ends first (or
 // when 1,024 functions wait already). It sends a ping at once unless one is
-// outstanding; at most one ever is. fn must not block.
+// outstanding; then it sends one after that one's pong. fn must not block.
 func (s *Session) Confirm(fn func(ok bool)) {
 	s.mu.Lock()
 	full := len(s.beat.confirms)+len(s.beat.next) >= maxConfirms
@@ -45,7 +62,7 @@ func (s *Session) Confirm(fn func(ok bool)) {
 		s.mu.Unlock()
 		fn(false)
 		return
-	case s.beat.waiting:
+	case s.beat.outstanding > 0:
 		s.beat.next = append(s.beat.next, fn)
 	default:
 		s.beat.confirms = append(s.beat.confirms, fn)
@@ -54,31 +71,32 @@ func (s *Session) Confirm(fn func(ok bool)) {
 	s.mu.Unlock()
 }
 
-// arm sets the timer. The caller holds s.mu.
-func (h *heartbeat) arm(due time.Time) {
-	h.due = due
-	h.timer.Reset(time.Until(due))
-}
-
 // ping queues a ping that was due at from, and arms the timeout. The caller
 // holds s.mu.
 func (s *Session) ping(from time.Time) {
-	s.beat.waiting = true
+	s.beat.outstanding++
 	s.beat.pingPos = math.MaxInt64
 	s.beat.acked, s.beat.in = s.progress()
-	s.beat.behind = s.queued > 0 || s.ws != nil && s.beat.acked < s.ws.out.Load()
+	ahead := int64(s.queued)
+	if s.ws != nil {
+		ahead += s.ws.out.Load() - s.beat.acked
+	}
+	s.beat.behind = ahead >= minAhead
 	s.push(control(packetPing))
 	s.beat.arm(from.Add(s.srv.cfg.PingTimeout))
 }
 
-// pong ends the wait for a pong.
+// pong takes a pong.
 func (s *Session) pong() {
 	s.mu.Lock()
-	if s.state != stateOpen || !s.beat.waiting {
+	if s.state != stateOpen || s.beat.outstanding == 0 {
 		s.mu.Unlock()
 		return
 	}
-	s.beat.waiting = false
+	if s.beat.outstanding--; s.beat.outstanding > 0 {
+		s.mu.Unlock()
+		return
+	}
 	confirmed := s.beat.confirms
 	s.beat.confirms, s.beat.next = s.beat.next, nil
 	if len(s.beat.confirms) > 0 {
@@ -99,18 +117,20 @@ func (s *Session) tick() {
 		s.mu.Unlock()
 		return
 	}
-	if !s.beat.waiting {
+	switch {
+	case s.beat.outstanding == 0:
 		s.ping(s.beat.due) // not from now: a late timer must not add up
-		s.mu.Unlock()
-		return
-	}
-	if s.advances() {
+	case s.beat.delivering:
+		// The pong may be there but cannot be read. The client wants pings all the same.
+		s.ping(time.Now())
+	case s.advances():
 		s.beat.arm(time.Now().Add(s.srv.cfg.PingTimeout))
+	default:
 		s.mu.Unlock()
+		s.shut(ReasonPingTimeout, false)
 		return
 	}
 	s.mu.Unlock()
-	s.shut(ReasonPingTimeout, false)
 }
 
 // advances reports whether the missing pong is excused: a frame moved in
@@ -122,8 +142,5 @@ func (s *Session) advances() bool {
 	was := s.beat.acked
 	moved := s.beat.behind && was < s.beat.pingPos && acked > was || in >= s.beat.in+minProgress
 	s.beat.acked, s.beat.in = acked, in
-	return moved || s.beat.delivering
+	return moved
 }
-
-// minProgress is how many bytes per PingTimeout count as a frame that arrives.
-const minProgress = 1 << 10

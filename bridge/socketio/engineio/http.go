@@ -67,7 +67,11 @@ func (s *Server) check(r *http.Request, query url.Values, upgrade bool) (*Sessio
 	}
 	var sess *Session
 	if id := query.Get("sid"); id != "" {
-		if sess = s.session(id); sess == nil {
+		if sess = s.session(id); sess != nil {
+			sess.tick() // in case its time is over and the timer is late
+			sess = s.session(id)
+		}
+		if sess == nil {
 			return nil, unknownSession()
 		}
 		if !upgrade && sess.Transport() != transport {

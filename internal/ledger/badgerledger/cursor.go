@@ -10,8 +10,8 @@ import (
 	"pairsync/internal/ledger"
 )
 
-// cursors holds the places of all sessions in every log that was asked about.
-// Memory is ahead of the disk by what Advance has not flushed.
+// cursors holds the places of all sessions in every log that was asked about
+// and has cursors. Memory is ahead of the disk by what Advance has not flushed.
 type cursors struct {
 	db *badgerdb.DB
 
@@ -44,7 +44,9 @@ func (c *cursors) of(log ledger.LogID) (map[string]ledger.Seq, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cursors of log %q: %w", string(log), err)
 	}
-	c.byLog[log] = places
+	if len(places) > 0 {
+		c.byLog[log] = places
+	}
 	return places, nil
 }
 
@@ -71,6 +73,7 @@ func (l *Ledger) SetCursor(ctx context.Context, session string, log ledger.LogID
 		// Before the commit: an Advance that comes in between is then newer
 		// than this Set, on disk too.
 		places[session] = at
+		c.byLog[log] = places
 		return tx.Set(cursorKey(log, session), seqValue(at))
 	}))
 }

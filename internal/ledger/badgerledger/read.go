@@ -67,7 +67,6 @@ func (r *reading) entry(key []byte, value func() ([]byte, error)) error {
 	e, hash := r.l.header(r.log, key, value)
 	if !e.Damaged {
 		if r.limit.Want != nil && !r.limit.Want(&e) {
-			r.batch.Through = e.Seq
 			return nil
 		}
 		if !r.limit.HeadersOnly {

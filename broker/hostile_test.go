@@ -1,0 +1,280 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/ledger"
+	"pairsync/internal/moment"
+	"pairsync/internal/mqttlink"
+	"pairsync/internal/token"
+)
+
+// raw is a connection on which a test writes what it likes.
+func (w *world) raw() net.Conn {
+	c, err := w.dial(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+func encode(t *testing.T, pk packets.Packet) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	var err error
+	switch pk.FixedHeader.Type {
+	case packets.Connect:
+		err = pk.ConnectEncode(&b)
+	case packets.Publish:
+		err = pk.PublishEncode(&b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// connectBytes is a CONNECT of user, MQTT 5.
+func (w *world) connectBytes(t *testing.T, user, id string, change func(*packets.Packet)) []byte {
+	pk := packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: 5,
+		Connect: packets.ConnectParams{
+			ProtocolName: []byte("MQTT"), ClientIdentifier: id, Keepalive: 60, Clean: true,
+			PasswordFlag: true, Password: []byte(w.token(token.Principal{User: user, Role: token.RoleApp})),
+		},
+	}
+	if change != nil {
+		change(&pk)
+	}
+	return encode(t, pk)
+}
+
+// ended waits for the server to close c, at most d of fake time, and returns
+// what it sent.
+func ended(t *testing.T, c net.Conn, d time.Duration) []byte {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(d))
+	b, err := io.ReadAll(c)
+	if err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		t.Fatalf("the connection is still open after %v (%v)", d, err)
+	}
+	return b
+}
+
+func TestHostileBeforeConnect(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for name, bytes := range map[string][]byte{
+			"silence":               nil,
+			"half a header":         {0x10},
+			"not MQTT":              []byte("GET / HTTP/1.1\r\n\r\n"),
+			"PINGREQ first":         {0xC0, 0x00},
+			"a CONNECT of 200 MB":   {0x10, 0xFF, 0xFF, 0xFF, 0x5F},
+			"an endless length":     {0x10, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF},
+			"a CONNECT that stalls": w.connectBytes(t, "ann", "x", nil)[:40],
+			"a CONNECT of nonsense": append([]byte{0x10, 20}, make([]byte, 20)...),
+			"no protocol we know":   {0x10, 0x0C, 0, 4, 'M', 'Q', 'T', 'T', 9, 2, 0, 10, 0, 0},
+		} {
+			c := w.raw()
+			c.Write(bytes)
+			start := time.Now()
+			ended(t, c, time.Minute)
+			if took := time.Since(start); took > connectWait {
+				t.Errorf("%s: closed after %v, want within %v", name, took, connectWait)
+			}
+			c.Close()
+		}
+	})
+}
+
+// TestDecoderPanic: the packet that panics in mochi's decoder ends its own
+// connection and nothing else, and leaves nothing of it behind.
+func TestDecoderPanic(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ben := w.connect("ben", func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") })
+		defer ben.end()
+		for range 3 {
+			c := w.raw()
+			c.Write(w.connectBytes(t, "eve", "x", nil))
+			c.Write([]byte{0x82, 0x06, 0x12, 0x34, 0x00, 0x00, 0x01, 0x70})
+			ended(t, c, time.Minute)
+			c.Close()
+		}
+		settle(time.Second)
+		if n := w.broker.Connections(); n != 1 {
+			t.Errorf("%d connections are left, want ben's", n)
+		}
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		ann.sendN(t, 0, 1)
+		settle(time.Second)
+		if len(ben.topics()) != 1 {
+			t.Error("the broker delivers no more")
+		}
+	})
+}
+
+// TestPublisherThatNeverReads: its PUBACKs back up, then its publishes; when
+// it is gone, so is everything of it.
+func TestPublisherThatNeverReads(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		c := w.raw()
+		c.Write(w.connectBytes(t, "ann", "x", nil))
+		c.SetWriteDeadline(time.Now().Add(time.Minute))
+		for i := range 20000 { // their PUBACKs are more than the link holds
+			topic := moment.LiveTopic(w.pair.ID, "ann", "typing")
+			_, err := c.Write(encode(t, packets.Packet{
+				FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, ProtocolVersion: 5,
+				PacketID: uint16(i%60000 + 1), TopicName: topic, Payload: make([]byte, 512),
+			}))
+			if err != nil {
+				break
+			}
+		}
+		synctest.Wait()
+		if n := w.broker.Connections(); n > 1 {
+			t.Errorf("%d connections", n)
+		}
+		c.Close()
+		settle(2 * time.Minute)
+		if n := w.broker.Connections(); n != 0 {
+			t.Errorf("%d connections are left", n)
+		}
+	})
+}
+
+// TestTrickle: a packet that comes one byte a second is cut; one that comes
+// slowly but at a rate that a bad link has is taken.
+func TestTrickle(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		publish := func(c net.Conn, chunk int, pause time.Duration) error {
+			pk := encode(t, packets.Packet{
+				FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, ProtocolVersion: 5, PacketID: 1,
+				TopicName: "pairs/" + w.pair.ID + "/photos/ann/slow", Payload: make([]byte, 2<<20),
+			})
+			for len(pk) > 0 {
+				n := min(chunk, len(pk))
+				if _, err := c.Write(pk[:n]); err != nil {
+					return err
+				}
+				pk = pk[n:]
+				time.Sleep(pause)
+			}
+			return nil
+		}
+		slow := func(pk *packets.Packet) { pk.Connect.Keepalive = 10 }
+		c := w.raw()
+		c.Write(w.connectBytes(t, "ann", "x", slow))
+		if err := publish(c, 1, time.Second); err == nil {
+			t.Error("a byte a second was read to the end")
+		}
+		c.Close()
+		c = w.raw()
+		c.Write(w.connectBytes(t, "ann", "x", slow))
+		if err := publish(c, 32<<10, time.Second); err != nil {
+			t.Errorf("2 MB at 32 KB/s: %v", err)
+		}
+		settle(time.Second)
+		if st, err := w.broker.deps.Ledger.Stat(t.Context(), ledger.PairLog(w.pair.ID)); err != nil || st.Bytes != 2<<20 {
+			t.Errorf("stored %d bytes (%v), want the photo of 2 MB", st.Bytes, err)
+		}
+		c.Close()
+	})
+}
+
+func TestWillStaysInside(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for topic, ok := range map[string]bool{
+			moment.LiveTopic(w.pair.ID, "ann", "gone"): true,
+			moment.LiveTopic(w.pair.ID, "ben", "gone"): false,
+			"pairs/" + w.pair.ID + "/photos/ann/will":  false,
+			moment.PresenceTopic(w.pair.ID, "ann"):     false,
+			"somewhere/else":                           false,
+			moment.LiveTopic("another", "ann", "gone"): false,
+		} {
+			c := w.raw()
+			c.Write(w.connectBytes(t, "ann", "x", func(pk *packets.Packet) {
+				pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload, pk.Connect.WillQos = true, topic, []byte("bye"), 1
+			}))
+			settle(time.Second)
+			if got := w.broker.Connections() == 1; got != ok {
+				t.Errorf("a will on %s: let in %v, want %v", topic, got, ok)
+			}
+			c.Close()
+			settle(time.Second)
+		}
+		ben := w.connect("ben", func(c *mqttlink.Config) {
+			c.Subscriptions = []mqttlink.Subscription{{Filter: "pairs/" + w.pair.ID + "/live/#", QoS: 1}}
+		})
+		defer ben.end()
+		c := w.raw()
+		c.Write(w.connectBytes(t, "ann", "x", func(pk *packets.Packet) {
+			pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload, pk.Connect.WillQos = true, moment.LiveTopic(w.pair.ID, "ann", "gone"), []byte("bye"), 1
+		}))
+		settle(time.Second)
+		c.Close()
+		settle(time.Second)
+		if m := ben.last(moment.LiveTopic(w.pair.ID, "ann", "gone")); m == nil || m.QoS != 0 {
+			t.Errorf("the will: %+v, want it at QoS 0", m)
+		}
+	})
+}
+
+// TestStuckReader: a takeover does not wait for a client that reads nothing.
+func TestStuckReader(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		stuck := w.raw()
+		stuck.Write(w.connectBytes(t, "ben", "phone", nil))
+		sub := []byte{0x82, 0, 0, 1, 0} // SUBSCRIBE, id 1, no properties
+		filter := w.photosOf("ann")[0].Filter
+		sub = append(sub, 0, byte(len(filter)))
+		sub = append(append(sub, filter...), 1)
+		sub[1] = byte(len(sub) - 2)
+		stuck.Write(sub)
+		settle(time.Second)
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		big := string(make([]byte, 1<<20))
+		for _, id := range []string{"a", "b", "c"} {
+			if err := ann.send(moment.Photo, id, big); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle(time.Second) // the pump is stuck in the middle of a photo
+		start := time.Now()
+		ben := w.connect("ben", func(c *mqttlink.Config) { c.ClientID = "phone" })
+		defer ben.end()
+		if took := time.Since(start); took > time.Second || !ben.Connected() {
+			t.Errorf("connected %v after %v, want within 1s", ben.Connected(), took)
+		}
+		stuck.Close()
+	})
+}
+
+// TestNothingStaysBehind: connections leave no goroutine.
+func TestNothingStaysBehind(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		settle(time.Second)
+		before := runtime.NumGoroutine()
+		for range 20 {
+			p := w.connect("ann", nil)
+			if err := p.Publish(context.Background(), mqttlink.Publish{Topic: moment.LiveTopic(w.pair.ID, "ann", "x"), Payload: []byte("x"), QoS: 1}); err != nil {
+				t.Fatal(err)
+			}
+			p.end()
+		}
+		settle(time.Minute)
+		if after := runtime.NumGoroutine(); after > before {
+			t.Errorf("%d goroutines, %d before", after, before)
+		}
+	})
+}

@@ -1,0 +1,155 @@
+package sim
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"image"
+	"image/jpeg"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+)
+
+// photo is one photo that was given to a sender.
+type photo struct {
+	id     string
+	sender string // the user
+	to     string // their partner when it was made
+	source string // the program that sends it, which keeps it in order
+	bytes  []byte
+	sum    [32]byte
+}
+
+// book knows every photo of a world, in the order in which each source was
+// given them. It is safe for concurrent use.
+type book struct {
+	mu     sync.Mutex // guards the fields below
+	next   int
+	photos map[string]*photo
+	order  []*photo
+	pairs  map[string]string // user to partner
+}
+
+func newBook() *book { return &book{photos: map[string]*photo{}, pairs: map[string]string{}} }
+
+// pair notes whose photos a user is to see.
+func (b *book) pair(a, other string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pairs[a], b.pairs[other] = other, a
+}
+
+func (b *book) partner(user string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pairs[user]
+}
+
+// make enters a new photo of about size bytes.
+func (b *book) make(sender, source string, size int) *photo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.next++
+	p := &photo{id: fmt.Sprintf("%s-%04d", source, b.next), sender: sender, to: b.pairs[sender], source: source}
+	p.bytes = newJPEG(uint64(b.next), size)
+	b.enter(p)
+	return p
+}
+
+// enter takes a photo in; b.mu is held.
+func (b *book) enter(p *photo) {
+	p.sum = sha256.Sum256(p.bytes)
+	b.photos[p.id] = p
+	b.order = append(b.order, p)
+}
+
+// name gives a photo whose sender chose the id itself (an agent) that id.
+func (b *book) name(p *photo, id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.photos, p.id)
+	p.id = id
+	b.photos[id] = p
+}
+
+// of returns the ids of sender's photos, by source and in order.
+func (b *book) of(sender string) map[string][]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := map[string][]string{}
+	for _, p := range b.order {
+		if p.sender == sender {
+			out[p.source] = append(out[p.source], p.id)
+		}
+	}
+	return out
+}
+
+// sighting is one photo that became visible to somebody.
+type sighting struct {
+	id     string
+	sender string // as the message said
+	sum    [32]byte
+}
+
+// viewer is one screen: what it has shown, in order.
+type viewer struct {
+	name    string
+	partner string // whose photos it is to show
+	seen    []sighting
+}
+
+// check is the promise: v has shown every photo that its partner sent, each
+// once, byte for byte and in the order of its source, and nothing else. All
+// senders must have had their acknowledgements.
+func (b *book) check(t testing.TB, v viewer) {
+	t.Helper()
+	b.mu.Lock()
+	got := map[string][]string{}
+	times := map[string]int{}
+	for _, s := range v.seen {
+		p := b.photos[s.id]
+		switch times[s.id]++; {
+		case p == nil:
+			t.Errorf("%s shows %q, which nobody sent", v.name, s.id)
+		case p.sender != v.partner || s.sender != v.partner:
+			t.Errorf("%s shows %q of %q (it says %q), its partner is %q", v.name, s.id, p.sender, s.sender, v.partner)
+		case p.sum != s.sum:
+			t.Errorf("%s shows %q with other bytes than were sent", v.name, s.id)
+		case times[s.id] > 1:
+			t.Errorf("%s shows %q for the %d. time", v.name, s.id, times[s.id])
+		default:
+			got[p.source] = append(got[p.source], s.id)
+		}
+	}
+	b.mu.Unlock()
+	for source, want := range b.of(v.partner) {
+		if !slices.Equal(got[source], want) {
+			t.Errorf("%s: photos of %s\n got %v\nwant %v", v.name, source, got[source], want)
+		}
+	}
+}
+
+// newJPEG returns a JPEG of about size bytes: a tiny picture behind comments of
+// noise, which no other seed has.
+func newJPEG(seed uint64, size int) []byte {
+	var picture bytes.Buffer
+	if err := jpeg.Encode(&picture, image.NewGray(image.Rect(0, 0, 8, 8)), nil); err != nil {
+		panic(err) // into memory: cannot be
+	}
+	random := rand.New(rand.NewPCG(seed, 1))
+	out := []byte{0xFF, 0xD8}
+	for left := max(size-picture.Len(), 16); left > 0; {
+		n := min(left, 60_000)
+		left -= n
+		out = append(out, 0xFF, 0xFE)
+		out = binary.BigEndian.AppendUint16(out, uint16(n+2))
+		for range n {
+			out = append(out, byte(random.Uint32()))
+		}
+	}
+	return append(out, picture.Bytes()[2:]...)
+}
