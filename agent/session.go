@@ -202,17 +202,18 @@ func (s *session) linkConfig(ctx context.Context, clean bool) mqttlink.Config {
 	return c
 }
 
-// down is the link's callback of each lost connection and failed attempt.
+// down is the link's callback of each lost connection and failed attempt. Days
+// offline are many attempts: one that says nothing new wakes nobody.
 func (s *session) down(err error) {
-	was := false
-	s.a.board.set(func(v *view) {
-		was = v.connected
-		v.connected, v.ready, v.offline = false, false, err.Error()
-	})
-	if was {
-		s.a.log.Info("offline", "why", err)
-	} else {
-		s.a.log.Debug("still offline", "why", err)
+	why := err.Error()
+	v, _ := s.a.board.get()
+	if !v.connected && v.offline == why {
+		s.a.log.Debug("still offline", "why", why)
+		return
+	}
+	s.a.board.set(func(v *view) { v.connected, v.ready, v.offline = false, false, why })
+	if v.connected {
+		s.a.log.Info("offline", "why", why)
 	}
 }
 

@@ -380,3 +380,23 @@ func TestDeviceState(t *testing.T) {
 		}
 	})
 }
+
+func TestLongOfflineWakesNobody(t *testing.T) {
+	s := &session{a: &Agent{board: newBoard(), log: quiet()}}
+	s.a.board.set(func(v *view) { v.connected, v.ready = true, true })
+	s.down(errors.New("no route"))
+	v, changed := s.a.board.get()
+	if v.connected || v.ready || v.offline != "no route" {
+		t.Errorf("view = %+v, want offline with the reason", v)
+	}
+	s.down(errors.New("no route"))
+	select {
+	case <-changed:
+		t.Error("the same failure again woke everybody")
+	default:
+	}
+	s.down(errors.New("token expired"))
+	if v, _ := s.a.board.get(); v.offline != "token expired" {
+		t.Errorf("offline = %q, want the newest reason", v.offline)
+	}
+}

@@ -3,7 +3,9 @@ package bridge
 import (
 	"context"
 	"log/slog"
+	"slices"
 
+	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 )
 
@@ -19,7 +21,8 @@ func newBrokerLink(cfg mqttlink.Config, receive func(inbound), log *slog.Logger)
 	return brokerLink{l}, nil
 }
 
-// Publish sends p. mqttlink does not tell a repeat from a first time.
+// Publish sends p and tells a repeat from a first time, where the broker does.
 func (l brokerLink) Publish(ctx context.Context, p mqttlink.Publish) (duplicate bool, err error) {
-	return false, l.Link.Publish(ctx, p)
+	props, err := l.PublishProps(ctx, p)
+	return slices.Contains(props, moment.Property{Key: "duplicate", Value: "true"}), err
 }

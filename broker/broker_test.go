@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 )
 
@@ -76,5 +77,55 @@ func TestQueueSurvivesDisconnectsInTheMiddle(t *testing.T) {
 		}
 		ann.end()
 		ben.end()
+	})
+}
+
+// TestBackfill: a filter delivers what was there before it only where backfill
+// says so, and that counts where the session has no place in the log yet.
+func TestBackfill(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		want := ann.sendN(t, 0, 5)
+		sub := w.photosOf("ann")
+		for _, tc := range []struct {
+			name, backfill string
+			want           []string
+		}{
+			{"none", "", want[5:]},
+			{"all", "all", want},
+			{"two", "2", want[3:]},
+			{"more than there are", "50", want},
+			{"nonsense", "-3", want[5:]},
+		} {
+			p := w.connect("ben", func(c *mqttlink.Config) {
+				c.ClientID = "b-" + tc.backfill
+				sub[0].Backfill = tc.backfill
+				c.Subscriptions = sub
+			})
+			settle(time.Second)
+			p.end()
+			if diff := cmp.Diff(tc.want, append([]string{}, p.topics()...)); diff != "" && len(tc.want)+len(p.topics()) > 0 {
+				t.Errorf("backfill %s (-want +got):\n%s", tc.name, diff)
+			}
+			again := w.connect("ben", func(c *mqttlink.Config) { c.ClientID = "b-" + tc.backfill; c.Subscriptions = sub })
+			settle(time.Second)
+			again.end()
+			if got := again.topics(); len(got) > 0 {
+				t.Errorf("backfill %s counted again at the next connect: %v", tc.name, got)
+			}
+		}
+		// Filters of one new session, one after the other.
+		p := w.connect("ben", func(c *mqttlink.Config) { c.ClientID = "b-steps" })
+		defer p.end()
+		for _, kind := range []moment.Kind{moment.Note, moment.Photo} {
+			if err := p.Subscribe(t.Context(), mqttlink.Subscription{Filter: moment.KindFilter(w.pair.ID, kind, "ann"), QoS: 1, Backfill: "all"}); err != nil {
+				t.Fatal(err)
+			}
+			settle(time.Second)
+		}
+		if diff := cmp.Diff(want, p.topics()); diff != "" {
+			t.Errorf("a second SUBSCRIBE with backfill (-want +got):\n%s", diff)
+		}
 	})
 }

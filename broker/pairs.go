@@ -202,7 +202,8 @@ func (b *Broker) event(ctx context.Context, user, name, pair string, data map[st
 	if err != nil {
 		return err
 	}
-	m := moment.Moment{User: user, Kind: moment.Event, ID: name + "-" + pair, ContentType: "application/json", Payload: payload}
+	id := name + "-" + pair
+	m := moment.Moment{User: user, Kind: moment.Event, ID: id, MessageID: id, ContentType: "application/json", Payload: payload}
 	log := ledger.UserLog(user)
 	if _, _, err := ledger.Append(ctx, b.deps.Ledger, log, m); err != nil {
 		return fmt.Errorf("event %s for %q: %w", name, user, err)

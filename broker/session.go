@@ -82,9 +82,11 @@ type session struct {
 	saving sync.Mutex
 	stored bool // a record is on disk
 
-	mu      sync.Mutex // guards the fields below
-	owner   *client    // the connection that may use it; nil while offline
-	fresh   bool       // no session was present at this connection's CONNECT
+	mu    sync.Mutex // guards the fields below
+	owner *client    // the connection that may use it; nil while offline
+	// placed holds the logs that had a place when this connection began:
+	// backfill counts for the others, in a new session for all.
+	placed  map[ledger.LogID]bool
 	version byte
 	expiry  time.Duration // 0: ends with its connection
 	offline time.Time     // since when without a connection

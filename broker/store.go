@@ -55,7 +55,7 @@ func (b *Broker) begin(c *client, clean bool) error {
 	if s == nil {
 		s = &session{
 			id: c.cl.ID, user: c.who.User, name: strings.TrimPrefix(c.cl.ID, c.who.User+"/"), device: c.who.Device,
-			follows: map[ledger.LogID]*follow{}, fresh: true,
+			follows: map[ledger.LogID]*follow{},
 		}
 	} else {
 		c.present = true
@@ -63,8 +63,11 @@ func (b *Broker) begin(c *client, clean bool) error {
 	s.mu.Lock()
 	changed := s.expiry != expiry || s.version != c.cl.Properties.ProtocolVersion
 	s.owner, s.expiry, s.version, s.offline = c, expiry, c.cl.Properties.ProtocolVersion, time.Time{}
-	s.fresh = !c.present
 	s.skipUnkept()
+	s.placed = map[ledger.LogID]bool{}
+	for log := range s.follows {
+		s.placed[log] = true
+	}
 	s.mu.Unlock()
 	c.sess = s
 	b.mu.Lock()

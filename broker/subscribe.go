@@ -119,9 +119,13 @@ func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existe
 }
 
 // startOf is the place from which a new filter delivers: the log's head, or
-// what backfill asks for while the session is new.
+// what backfill asks for where the session, when it connected, had no place in
+// that log.
 func (b *Broker) startOf(c *client, log ledger.LogID, backfill string) (ledger.Seq, error) {
-	if all, n, ok := parseBackfill(backfill); ok && c.sess.fresh {
+	c.sess.mu.Lock()
+	placed := c.sess.placed[log]
+	c.sess.mu.Unlock()
+	if all, n, ok := parseBackfill(backfill); ok && !placed {
 		if all {
 			return 0, nil
 		}

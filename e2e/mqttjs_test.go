@@ -118,9 +118,10 @@ func (c *jsClient) mustPublish(t testing.TB, topic string, payload []byte, optio
 	}
 }
 
-func (c *jsClient) close(t testing.TB) {
+// do asks the driver to do something to this client.
+func (c *jsClient) do(t testing.TB, what string) {
 	t.Helper()
-	c.node.must(t, map[string]any{"do": "close", "of": c.name})
+	c.node.must(t, map[string]any{"do": what, "of": c.name})
 }
 
 // errorCode returns the MQTT reason code of an error of mqtt.js, 0 where it
@@ -155,7 +156,7 @@ func TestMQTTJSQueue(t *testing.T) {
 		if granted, err := widget.subscribe(t, filter); granted != 1 || err != nil {
 			t.Fatalf("subscribe: granted %d, %v", granted, err)
 		}
-		widget.close(t)
+		widget.do(t, "close")
 
 		ann := newJS(t, n, url(s), version, s.token(t, c.ann), nil)
 		options := map[string]any{"qos": 1}
@@ -187,8 +188,8 @@ func TestMQTTJSQueue(t *testing.T) {
 			}
 		}
 		checkQueue(t, plain, sent)
-		widget.close(t)
-		ann.close(t)
+		widget.do(t, "close")
+		ann.do(t, "close")
 	})
 }
 
@@ -213,7 +214,7 @@ func TestMQTTJSForeignPair(t *testing.T) {
 			if err := eve.publish(ctx, topic, newPhoto(10), map[string]any{"qos": 1}); errorCode(err) != 0x87 {
 				t.Errorf("publish: %v, want code 0x87", err)
 			}
-			eve.close(t)
+			eve.do(t, "close")
 			return
 		}
 		refusedByClosing(t, eve, topic, newPhoto(10))
@@ -237,7 +238,7 @@ func refusedByClosing(t *testing.T, c *jsClient, topic string, payload []byte) {
 	if err := <-answered; !errors.Is(err, context.Canceled) {
 		t.Errorf("publish was answered with %v, want no answer", err)
 	}
-	c.node.must(t, map[string]any{"do": "abandon", "of": c.name})
+	c.do(t, "abandon")
 }
 
 // TestMQTTJSQoS2 publishes at QoS 2 with 3.1.1.

@@ -164,6 +164,15 @@ func (p *process) wait(t testing.TB) int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // text is everything the process has said.
 func (p *process) text() string { return strings.Join(p.out.all(), "\n") }
 

@@ -147,8 +147,8 @@ func printStatus(std cli.IO, st agent.Status) error {
 	switch {
 	case st.Connected:
 		state = "connected"
-	case st.Running && st.LastError != "":
-		state = "offline: " + st.LastError
+	case st.Running && st.Offline != "":
+		state = "offline: " + st.Offline
 	case st.Running:
 		state = "offline"
 	}

@@ -3,10 +3,10 @@ package sim
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"image"
 	"image/jpeg"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -133,23 +133,18 @@ func (b *book) check(t testing.TB, v viewer) {
 	}
 }
 
-// newJPEG returns a JPEG of about size bytes: a tiny picture behind comments of
-// noise, which no other seed has.
+// newJPEG returns a picture of noise of about size bytes, which no other seed
+// has. An agent sends it as it is.
 func newJPEG(seed uint64, size int) []byte {
-	var picture bytes.Buffer
-	if err := jpeg.Encode(&picture, image.NewGray(image.Rect(0, 0, 8, 8)), nil); err != nil {
+	random := rand.New(rand.NewPCG(seed, 1))
+	side := max(4, int(math.Sqrt(float64(max(0, size-500)))))
+	picture := image.NewGray(image.Rect(0, 0, side, side))
+	for i := range picture.Pix {
+		picture.Pix[i] = byte(random.Uint32())
+	}
+	var out bytes.Buffer
+	if err := jpeg.Encode(&out, picture, &jpeg.Options{Quality: 90}); err != nil {
 		panic(err) // into memory: cannot be
 	}
-	random := rand.New(rand.NewPCG(seed, 1))
-	out := []byte{0xFF, 0xD8}
-	for left := max(size-picture.Len(), 16); left > 0; {
-		n := min(left, 60_000)
-		left -= n
-		out = append(out, 0xFF, 0xFE)
-		out = binary.BigEndian.AppendUint16(out, uint16(n+2))
-		for range n {
-			out = append(out, byte(random.Uint32()))
-		}
-	}
-	return append(out, picture.Bytes()[2:]...)
+	return out.Bytes()
 }

@@ -367,6 +367,13 @@ func (p *phone) isJoined() bool {
 	return p.joined
 }
 
+// seenEvents returns the names of the pairing events that arrived.
+func (p *phone) seenEvents() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.events)
+}
+
 // partnerOnline returns what the phone shows of its partner.
 func (p *phone) partnerOnline() (online, known bool) {
 	p.mu.Lock()

@@ -287,6 +287,8 @@ func (r *runner) stop() {
 	}
 }
 
+func (r *runner) running() bool { return r.cancel != nil }
+
 // pause waits for d; false when ctx ended first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

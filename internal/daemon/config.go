@@ -131,8 +131,7 @@ func (c Config) Validate() error {
 	default:
 		add("log.format", fmt.Errorf("%q is neither text nor json", c.Log.Format))
 	}
-	add("broker", c.broker().Validate())
-	add("bridge", c.bridge().Validate())
+	errs = append(errs, config.Prefix("broker", c.broker().Validate()), config.Prefix("bridge", c.bridge().Validate()))
 	return errors.Join(errs...)
 }
 

@@ -64,6 +64,8 @@ type Daemon struct {
 	metrics  *prometheus.Registry
 	tokens   bridgeToken
 	started  time.Time
+
+	rendering chan struct{} // capacity 1: held while a rendition is made
 }
 
 // New validates cfg, opens the store and binds the listeners; it serves
@@ -73,7 +75,7 @@ func New(ctx context.Context, cfg Config, listeners Listeners, log *slog.Logger)
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	d = &Daemon{cfg: cfg, log: log, l: listeners, ready: make(chan struct{}), metrics: prometheus.NewRegistry(), started: time.Now()}
+	d = &Daemon{cfg: cfg, log: log, l: listeners, ready: make(chan struct{}), metrics: prometheus.NewRegistry(), started: time.Now(), rendering: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())

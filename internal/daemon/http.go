@@ -50,6 +50,7 @@ func (d *Daemon) appHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", d.bridge.Handler())
 	mux.HandleFunc("GET /.well-known/jwks.json", d.serveJWKS)
+	mux.HandleFunc("GET /moments/{user}/{moment}", d.serveMoment)
 	mux.HandleFunc("GET /mqtt", d.serveWebSocket)
 	return mux
 }

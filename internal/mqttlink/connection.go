@@ -175,11 +175,19 @@ func (l *Link) newConnection(w *wire, r *bufio.Reader, cp *packets.Connect, ack 
 	if p.AssignedClientID != "" {
 		l.clientID = p.AssignedClientID
 	}
-	l.props = nil
-	for _, u := range p.User {
-		l.props = append(l.props, moment.Property{Key: u.Key, Value: u.Value})
-	}
+	l.props = userProps(p)
 	return c
+}
+
+// userProps returns the user properties of a packet, nil for none.
+func userProps(p *packets.Properties) (out []moment.Property) {
+	if p == nil {
+		return nil
+	}
+	for _, u := range p.User {
+		out = append(out, moment.Property{Key: u.Key, Value: u.Value})
+	}
+	return out
 }
 
 // serve runs an established connection until it ends, and says why it did.
@@ -286,7 +294,7 @@ func (c *connection) handle(packet any) error {
 	case *published:
 		return c.received(p)
 	case *packets.Puback:
-		c.l.settle(c, p.PacketID, reasonError(p.ReasonCode, p.Properties))
+		c.l.settle(c, p.PacketID, userProps(p.Properties), reasonError(p.ReasonCode, p.Properties))
 	case *packets.Suback:
 		return c.answered(p.PacketID, p.Reasons, p.Properties)
 	case *packets.Unsuback:

@@ -31,7 +31,7 @@ func TestSchemes(t *testing.T) {
 		if err != nil {
 			return
 		}
-		broker.EstablishConnection("ws", readDeadlines{wsconn.New(ws)})
+		broker.EstablishConnection("ws", wsconn.New(ws))
 	})
 	plain, secure := httptest.NewServer(handler), httptest.NewTLSServer(handler)
 	t.Cleanup(func() { plain.Close(); secure.Close() })
@@ -65,13 +65,6 @@ func TestSchemes(t *testing.T) {
 		})
 	}
 }
-
-// readDeadlines leaves out the write deadlines that mochi sets from its reader
-// while its writer is at work, which a WebSocket does not allow.
-type readDeadlines struct{ net.Conn }
-
-func (c readDeadlines) SetDeadline(t time.Time) error    { return c.SetReadDeadline(t) }
-func (c readDeadlines) SetWriteDeadline(time.Time) error { return nil }
 
 func TestWebSocketThatIsNoBroker(t *testing.T) {
 	for name, handler := range map[string]http.HandlerFunc{

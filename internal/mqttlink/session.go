@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"pairsync/internal/moment"
 )
 
 // session is what outlives a connection: subscriptions, requests and messages
@@ -23,10 +25,11 @@ type session struct {
 // outgoing is one publish that is not yet settled.
 type outgoing struct {
 	pub       *Publish
-	packetID  uint16     // 0 until first written
-	tried     bool       // written before: DUP
-	abandoned bool       // its caller has left: not sent again after a reconnect
-	done      chan error // capacity 1; gets exactly one value, from whoever removes it
+	packetID  uint16            // 0 until first written
+	tried     bool              // written before: DUP
+	abandoned bool              // its caller has left: not sent again after a reconnect
+	done      chan error        // capacity 1; gets exactly one value, from whoever removes it
+	props     []moment.Property // of its PUBACK; set before done gets its value
 }
 
 // attach makes c the live connection: what was in flight is to be sent again,
@@ -78,14 +81,22 @@ func (l *Link) detach(c *connection) {
 // takes; a refusal is a *ReasonError. When ctx ends first, p may or may not
 // have arrived, and is not sent again after a reconnect.
 func (l *Link) Publish(ctx context.Context, p Publish) error {
+	_, err := l.PublishProps(ctx, p)
+	return err
+}
+
+// PublishProps is Publish for a caller that wants to know what the server says
+// in the PUBACK's user properties: a pairsync server sets "duplicate" to "true"
+// where it had the moment already.
+func (l *Link) PublishProps(ctx context.Context, p Publish) ([]moment.Property, error) {
 	if err := p.check(); err != nil {
-		return err
+		return nil, err
 	}
 	o := &outgoing{pub: &p, done: make(chan error, 1)}
 	l.mu.Lock()
 	if p.QoS == 0 && l.live == nil {
 		l.mu.Unlock()
-		return ErrDown
+		return nil, ErrDown
 	}
 	l.queue = append(l.queue, o)
 	l.nudge()
@@ -93,12 +104,12 @@ func (l *Link) Publish(ctx context.Context, p Publish) error {
 
 	select {
 	case err := <-o.done:
-		return wrapPublish(p.Topic, err)
+		return o.props, wrapPublish(p.Topic, err)
 	case <-l.done:
-		return ErrClosed
+		return nil, ErrClosed
 	case <-ctx.Done():
 		l.abandon(o)
-		return wrapPublish(p.Topic, ctx.Err())
+		return nil, wrapPublish(p.Topic, ctx.Err())
 	}
 }
 
@@ -136,7 +147,7 @@ func (l *Link) abandon(o *outgoing) {
 }
 
 // settle ends the publish that a PUBACK names; unknown ids are ignored.
-func (l *Link) settle(c *connection, packetID uint16, err error) {
+func (l *Link) settle(c *connection, packetID uint16, props []moment.Property, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	o, ok := l.ids[packetID].(*outgoing)
@@ -150,6 +161,7 @@ func (l *Link) settle(c *connection, packetID uint16, err error) {
 		l.sent--
 		c.quota++
 	}
+	o.props = props
 	o.done <- err
 	if l.sent < len(l.queue) {
 		c.nudge()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -25,6 +26,9 @@ type conn struct {
 	*websocket.Conn
 	message io.Reader // what is left of the current message; nil between two
 	closing sync.Once
+	// until is the write deadline, in Unix nanoseconds; 0: none. gorilla's own
+	// belongs to its writer, and a deadline may be set beside it.
+	until atomic.Int64
 }
 
 // Read implements net.Conn.
@@ -60,10 +64,28 @@ func streamError(err error) error {
 
 // Write implements net.Conn: p becomes one binary message.
 func (c *conn) Write(p []byte) (int, error) {
+	var t time.Time
+	if n := c.until.Load(); n != 0 {
+		t = time.Unix(0, n)
+	}
+	if err := c.Conn.SetWriteDeadline(t); err != nil {
+		return 0, err
+	}
 	if err := c.WriteMessage(websocket.BinaryMessage, p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// SetWriteDeadline implements net.Conn; it also moves that of a Write that is
+// under way.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	n := int64(0)
+	if !t.IsZero() {
+		n = t.UnixNano()
+	}
+	c.until.Store(n)
+	return c.NetConn().SetWriteDeadline(t)
 }
 
 // SetDeadline implements net.Conn.
