@@ -58,7 +58,7 @@ type Bridge struct {
 	cfg     Config
 	deps    Deps
 	log     *slog.Logger
-	metrics *metrics
+	metrics *counters
 	parser  photoParser
 	io      *socketio.Server
 
@@ -92,7 +92,7 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 		return nil, errors.New("bridge: every dependency is required")
 	}
 	b := &Bridge{
-		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(), parser: newPhotoParser(),
+		cfg: cfg, deps: deps, log: deps.Log, metrics: newCounters(), parser: newPhotoParser(),
 		photoMemory: semaphore.NewWeighted(int64(cfg.PhotoMemory)),
 		newLink:     newBrokerLink,
 		users:       map[userKey]*user{},

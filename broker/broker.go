@@ -53,7 +53,7 @@ type Broker struct {
 	log  *slog.Logger
 	mq   *mqtt.Server
 
-	metrics *metrics
+	metrics *counters
 	started time.Time
 
 	conns sync.WaitGroup // every connection that is being served
@@ -93,7 +93,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 	}
 	b := &Broker{
 		cfg: cfg, deps: deps, log: deps.Log,
-		metrics:  newMetrics(),
+		metrics:  newCounters(),
 		open:     map[net.Conn]bool{},
 		clients:  map[string]*client{},
 		sessions: map[string]*session{},

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"pairsync/bridge/socketio/engineio"
 )
@@ -62,6 +63,9 @@ type clientAck struct {
 // let the client in; a refusal is a *ConnectError. ctx bounds Dial alone.
 func Dial(ctx context.Context, address string, o DialOptions) (*Client, error) {
 	l, namespace, err := dialLink(ctx, address, o)
+	if end, ok := ctx.Deadline(); err != nil && ok && !time.Now().Before(end) {
+		err = fmt.Errorf("%w: %w", context.DeadlineExceeded, err) // the connection may notice first
+	}
 	if err != nil {
 		return nil, fmt.Errorf("socketio: dial %q: %w", address, err)
 	}

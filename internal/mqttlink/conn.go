@@ -4,6 +4,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"pairsync/internal/sendqueue"
 )
 
 const (
@@ -40,21 +42,10 @@ type wire struct {
 }
 
 func newWire(raw net.Conn, moved *atomic.Uint64) *wire {
-	if tcp, ok := innermost(raw).(*net.TCPConn); ok {
+	if tcp, ok := sendqueue.Innermost(raw).(*net.TCPConn); ok {
 		tcp.SetWriteBuffer(sendBufferBytes) // a hint; the link works without it
 	}
 	return &wire{raw: raw, moved: moved, opened: time.Now(), turn: make(chan struct{}, 1)}
-}
-
-// innermost unwraps TLS and WebSocket connections.
-func innermost(c net.Conn) net.Conn {
-	for {
-		inner, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			return c
-		}
-		c = inner.NetConn()
-	}
 }
 
 // Read implements io.Reader for the packet reader.
@@ -102,10 +93,10 @@ func (w *wire) write(b []byte) error {
 // cut ends the connection at once: closing TLS or a WebSocket in order could
 // wait for a peer that does not read.
 func (w *wire) cut() {
-	innermost(w.raw).Close()
+	sendqueue.Innermost(w.raw).Close()
 	w.raw.Close()
 }
 
 // unsent is how much of what was written the peer's machine has not yet
 // acknowledged, where the system can tell.
-func (w *wire) unsent() uint64 { return unsentBytes(innermost(w.raw)) }
+func (w *wire) unsent() uint64 { return uint64(sendqueue.Unsent(w.raw)) }

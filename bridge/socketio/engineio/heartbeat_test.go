@@ -131,6 +131,35 @@ func TestSmallTalkDoesNotKeepTheDeadAlive(t *testing.T) {
 	})
 }
 
+func TestReaderWithoutPongIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, peers := start(t, engineio.Config{})
+		c := slowWebSocket(t, w)
+		p := <-peers
+		gone := make(chan struct{})
+		go func() { // takes everything and says nothing
+			defer close(gone)
+			for {
+				if _, _, err := c.ReadMessage(); err != nil {
+					return
+				}
+			}
+		}()
+		began := time.Now()
+		err := p.session.Send(engineio.Text(make([]byte, 1_000_000))) // the first ping waits behind it, 49 s
+		for err == nil {
+			time.Sleep(5 * time.Second)
+			if err = p.session.Send(engineio.Text(make([]byte, 50_000))); time.Since(began) > 10*time.Minute {
+				t.Fatal("kept alive by what its host takes")
+			}
+		}
+		if d := time.Since(began); d < time.Minute || d > 3*time.Minute {
+			t.Errorf("dropped after %v", d)
+		}
+		<-gone
+	})
+}
+
 func TestTrickleDoesNotKeepASessionAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _, peers := start(t, engineio.Config{MaxPayload: 4 << 20})

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"pairsync/internal/sendqueue"
 )
 
 // scratch holds the writers' buffers: only sessions that write need one.
@@ -187,14 +189,5 @@ func (s *Session) progress() (acked, in int64) {
 	if s.ws == nil {
 		return s.polledOut.Load(), s.polledIn.Load()
 	}
-	return s.ws.out.Load() - unsent(s.ws.conn), s.ws.in.Load()
-}
-
-// unsent returns what the kernel still holds of what was written to conn, 0
-// where it cannot tell.
-func unsent(conn net.Conn) int64 {
-	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = wrapped.NetConn()
-	}
-	return socketQueue(conn)
+	return s.ws.out.Load() - sendqueue.Unsent(s.ws.conn), s.ws.in.Load()
 }

@@ -93,6 +93,9 @@ func (w *World) Try(ctx context.Context, method, query, body string, header http
 	for name, values := range header {
 		req.Header[name] = values
 	}
+	if header.Get("Transfer-Encoding") == "chunked" {
+		req.ContentLength = -1
+	}
 	resp, err := w.client.Do(req)
 	if err != nil {
 		return Answer{}, err
