@@ -2,7 +2,6 @@ package engineio
 
 import (
 	"errors"
-	"net"
 	"net/http"
 	"sync"
 	"time"
