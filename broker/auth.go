@@ -35,8 +35,13 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	if rm := int(cl.Properties.Props.ReceiveMaximum); rm > 0 {
 		c.window = min(c.window, rm)
 	}
+	if code, ok := b.limits.connect(nc.Conn); !ok {
+		b.metrics.overLimit.Inc()
+		return b.refuseConnect(cl, code)
+	}
 	who, err := b.deps.Verifier.Verify(c.ctx, string(pk.Connect.Password))
 	if err != nil {
+		b.limits.loginFailed(nc.Conn)
 		return b.refuseConnect(cl, tokenCode(err))
 	}
 	if who, err = actFor(who, string(pk.Connect.Username)); err != nil {
@@ -49,6 +54,10 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	}
 	if err := b.checkWill(c); err != nil {
 		return b.refuseConnect(cl, packets.Code{Code: packets.ErrNotAuthorized.Code, Reason: "will: " + err.Error()})
+	}
+	if !b.limits.join(who.User) {
+		b.metrics.overLimit.Inc()
+		return b.refuseConnect(cl, packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "too many connections of this user"})
 	}
 	cl.Properties.Props.TopicAliasMaximum = 0 // facts-mochi.md, 6
 	nc.client = c                             // from here on ServeConn detaches it
@@ -88,7 +97,7 @@ func v3Connack(code byte) byte {
 	switch code {
 	case packets.ErrClientIdentifierNotValid.Code:
 		return 0x02
-	case packets.ErrServerBusy.Code, packets.ErrServerUnavailable.Code, packets.ErrQuotaExceeded.Code:
+	case packets.ErrServerBusy.Code, packets.ErrServerUnavailable.Code, packets.ErrQuotaExceeded.Code, packets.ErrConnectionRateExceeded.Code:
 		return 0x03
 	case packets.ErrBadUsernameOrPassword.Code:
 		return 0x04

@@ -54,6 +54,7 @@ type Broker struct {
 	mq   *mqtt.Server
 
 	metrics *counters
+	limits  *limiter
 	started time.Time
 
 	conns sync.WaitGroup // every connection that is being served
@@ -94,6 +95,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, deps: deps, log: deps.Log,
 		metrics:  newCounters(),
+		limits:   newLimiter(cfg.Limits),
 		open:     map[net.Conn]bool{},
 		clients:  map[string]*client{},
 		sessions: map[string]*session{},
@@ -222,6 +224,12 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener) error {
 // It takes nc over. A malformed packet that makes mochi panic ends this
 // connection alone.
 func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) {
+	if !b.limits.accept(nc) {
+		b.metrics.overLimit.Inc()
+		nc.Close()
+		return
+	}
+	defer b.limits.release(nc)
 	b.mu.Lock()
 	if b.closing {
 		b.mu.Unlock()

@@ -153,6 +153,7 @@ func (b *Broker) detach(c *client) {
 	if c.expiry != nil {
 		c.expiry.Stop()
 	}
+	b.limits.leave(c.who.User)
 	c.cl.Stop(nil) // does nothing if it is stopped, as it is but for a panic
 	close(c.closed)
 	c.pump.Wait()

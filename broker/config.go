@@ -18,7 +18,8 @@ type Config struct {
 	Window        int           `yaml:"window"`         // unacknowledged moments per connection, at most
 	WindowBytes   int           `yaml:"window_bytes"`   // and their bytes, above which no other is sent
 	PublicURL     string        `yaml:"-"`              // where renditions are served; set by the daemon from http.public_url
-	StopWait      time.Duration `yaml:"stop_wait"`      // how long a shutdown waits for connections
+	Limits        LimitsConfig  `yaml:"limits"`
+	StopWait      time.Duration `yaml:"stop_wait"` // how long a shutdown waits for connections
 }
 
 // The limits of the contract (section 2) and architecture.md.
@@ -42,6 +43,7 @@ func DefaultConfig() Config {
 		UserSessions:  32,
 		Window:        16,
 		WindowBytes:   4 << 20,
+		Limits:        defaultLimits(),
 		StopWait:      5 * time.Second,
 	}
 }
@@ -63,5 +65,5 @@ func (c Config) Validate() error {
 	check("window", c.Window >= 1 && c.Window <= 1000, "must be 1 to 1000")
 	check("window_bytes", c.WindowBytes >= 64<<10, "must be at least 64 KiB")
 	check("stop_wait", c.StopWait > 0, "must be more than 0")
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Limits.validate(c.PhotoBytes))...)
 }

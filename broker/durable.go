@@ -12,6 +12,7 @@ import (
 
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
+	"pairsync/internal/token"
 )
 
 // refusalWait is how long a 3.1.1 publisher stays connected after a refused
@@ -35,6 +36,9 @@ type reply struct {
 // reader goroutine; blocking there is back-pressure. ErrRejectPacket tells
 // mochi that everything is done.
 func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
+	if !b.slowDown(c, len(pk.Payload)) {
+		return pk, packets.ErrRejectPacket
+	}
 	can := c.can.Load()
 	t, err := moment.ParseTopic(pk.TopicName)
 	if err == nil {
@@ -62,6 +66,32 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 		b.publishSmall(c, r, t, pk)
 	}
 	return pk, packets.ErrRejectPacket
+}
+
+// slowDown makes a publisher over its user's rate wait, which holds back its
+// connection alone; one that is far over it is disconnected. The bridge acts
+// for phones that it limits itself.
+func (b *Broker) slowDown(c *client, bytes int) bool {
+	if c.who.Role == token.RoleBridge {
+		return true
+	}
+	wait, ok := b.limits.publish(c.who.User, bytes)
+	if !ok {
+		b.metrics.overLimit.Inc()
+		c.end(packets.ErrMessageRateTooHigh)
+		return false
+	}
+	if wait <= 0 {
+		return true
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-c.gone:
+		return false
+	}
 }
 
 // refusal gives a reason code the reason in words.

@@ -14,6 +14,7 @@ type counters struct {
 	stored, duplicates, refused       prometheus.Counter
 	delivered, redelivered, acked     prometheus.Counter
 	skipped, dropped, panics, trimmed prometheus.Counter
+	overLimit                         prometheus.Counter
 	undelivered                       prometheus.Counter
 }
 
@@ -22,6 +23,7 @@ func newCounters() *counters {
 	return &counters{
 		set:             s,
 		connects:        s.Counter("connects_total", "Clients that were let in."),
+		overLimit:       s.Counter("over_limit_total", "Connections and publishes turned away because of a limit."),
 		refusedConnects: s.Counter("connects_refused_total", "CONNECTs that were refused."),
 		stored:          s.Counter("moments_stored_total", "Moments that were stored and acknowledged."),
 		duplicates:      s.Counter("moments_duplicate_total", "Repeated publishes of a moment that is stored already."),

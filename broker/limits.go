@@ -1,0 +1,281 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// LimitsConfig bounds what clients may ask of the broker. Links inside the
+// process (the bridge's) are not counted: the bridge has limits of its own.
+type LimitsConfig struct {
+	Connections        int     `yaml:"connections"`         // open at once, in total
+	AddressConnections int     `yaml:"address_connections"` // from one address; a home shares one
+	UserConnections    int     `yaml:"user_connections"`    // of one user
+	AddressConnects    float64 `yaml:"address_connects"`    // CONNECTs per second from one address
+	LoginFailures      int     `yaml:"login_failures"`      // from one address before it has to wait
+	UserPublishes      float64 `yaml:"user_publishes"`      // per second, of one user
+	UserPublishBytes   int     `yaml:"user_publish_bytes"`  // per second, of one user
+}
+
+// burst is how many seconds' worth of a rate may come at once: a phone empties
+// its queue when it comes back.
+const burst = 30
+
+// Waits after failed logins: the first, doubling up to the last; an address is
+// forgiven after a time without a failure.
+const (
+	firstLoginWait = time.Second
+	lastLoginWait  = time.Minute
+	loginForgiven  = 10 * time.Minute
+)
+
+// maxPublishWait is how long a publisher over its rate is slowed down; one that
+// would have to wait longer is disconnected.
+const maxPublishWait = 2 * time.Second
+
+// maxAddresses bounds the memory of addresses; the least recently seen idle
+// ones are dropped first.
+const maxAddresses = 65536
+
+func defaultLimits() LimitsConfig {
+	return LimitsConfig{
+		Connections: 20_000, AddressConnections: 2_000, UserConnections: 64,
+		AddressConnects: 100, LoginFailures: 10,
+		UserPublishes: 200, UserPublishBytes: 32 << 20,
+	}
+}
+
+func (c LimitsConfig) validate(photoBytes int) error {
+	var errs []error
+	for key, v := range map[string]float64{
+		"connections": float64(c.Connections), "address_connections": float64(c.AddressConnections),
+		"user_connections": float64(c.UserConnections), "address_connects": c.AddressConnects,
+		"login_failures": float64(c.LoginFailures), "user_publishes": c.UserPublishes,
+	} {
+		if v < 1 {
+			errs = append(errs, fmt.Errorf("limits.%s: must be at least 1", key))
+		}
+	}
+	if c.UserPublishBytes < photoBytes/burst {
+		errs = append(errs, errors.New("limits.user_publish_bytes: one photo must fit into 30 seconds' worth"))
+	}
+	return errors.Join(errs...)
+}
+
+// limiter counts connections and rates. It is safe for concurrent use.
+type limiter struct {
+	cfg LimitsConfig
+
+	mu        sync.Mutex // guards the fields below
+	open      int
+	addresses map[netip.Addr]*address
+	users     map[string]*publisher
+}
+
+// address is what is known of one remote address.
+type address struct {
+	open     int
+	connects *rate.Limiter
+	failures int
+	wait     time.Time // no login before
+	failed   time.Time // the last failure
+	seen     time.Time
+}
+
+// publisher is one user's rates, while connected.
+type publisher struct {
+	open     int
+	messages *rate.Limiter
+	bytes    *rate.Limiter
+}
+
+func newLimiter(cfg LimitsConfig) *limiter {
+	return &limiter{cfg: cfg, addresses: map[netip.Addr]*address{}, users: map[string]*publisher{}}
+}
+
+// addrOf returns the address that nc is counted under; false for links inside
+// the process. An IPv6 host is its /64: it has as many addresses as it likes.
+func addrOf(nc net.Conn) (netip.Addr, bool) {
+	tcp, ok := nc.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}, false
+	}
+	a := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			a = p.Addr()
+		}
+	}
+	return a, true
+}
+
+// accept counts a new connection; false when there are so many that it is not
+// even to be read from. release must follow either way it was true.
+func (l *limiter) accept(nc net.Conn) bool {
+	a, ok := addrOf(nc)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !ok {
+		return true
+	}
+	// Some headroom above the limits, so that a client over them can be told
+	// why; beyond it memory counts more than courtesy.
+	e := l.address(a)
+	if l.open >= l.cfg.Connections+l.cfg.Connections/10+16 || e.open >= 2*l.cfg.AddressConnections {
+		return false
+	}
+	l.open++
+	e.open++
+	return true
+}
+
+// release ends what accept counted.
+func (l *limiter) release(nc net.Conn) {
+	a, ok := addrOf(nc)
+	if !ok {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	l.address(a).open--
+}
+
+// address returns the record of a, made where needed; mu is held.
+func (l *limiter) address(a netip.Addr) *address {
+	now := time.Now()
+	e := l.addresses[a]
+	if e == nil {
+		if len(l.addresses) >= maxAddresses {
+			l.forget(now)
+		}
+		e = &address{connects: rate.NewLimiter(rate.Limit(l.cfg.AddressConnects), int(l.cfg.AddressConnects*burst))}
+		l.addresses[a] = e
+	}
+	e.seen = now
+	return e
+}
+
+// forget drops the records that say nothing any more; mu is held. Where an
+// attack has filled the table with others, idle ones go too.
+func (l *limiter) forget(now time.Time) {
+	for a, e := range l.addresses {
+		if e.open == 0 && now.Sub(e.failed) > loginForgiven {
+			delete(l.addresses, a)
+		}
+	}
+	for a, e := range l.addresses {
+		if len(l.addresses) < maxAddresses*3/4 {
+			return
+		}
+		if e.open == 0 {
+			delete(l.addresses, a)
+		}
+	}
+}
+
+// connect decides about a CONNECT before its token is looked at.
+func (l *limiter) connect(nc net.Conn) (packets.Code, bool) {
+	a, ok := addrOf(nc)
+	if !ok {
+		return packets.Code{}, true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.address(a)
+	now := time.Now()
+	switch {
+	case l.open > l.cfg.Connections:
+		return packets.Code{Code: packets.ErrServerBusy.Code, Reason: "too many connections, try again later"}, false
+	case e.open > l.cfg.AddressConnections:
+		return packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "too many connections from this address"}, false
+	case now.Before(e.wait):
+		return packets.Code{
+			Code:   packets.ErrConnectionRateExceeded.Code,
+			Reason: fmt.Sprintf("too many failed logins from this address, wait %v", e.wait.Sub(now).Round(time.Second)),
+		}, false
+	case !e.connects.Allow():
+		return packets.Code{Code: packets.ErrConnectionRateExceeded.Code, Reason: "too many connects from this address"}, false
+	}
+	return packets.Code{}, true
+}
+
+// loginFailed notes that a token was refused.
+func (l *limiter) loginFailed(nc net.Conn) {
+	a, ok := addrOf(nc)
+	if !ok {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.address(a)
+	now := time.Now()
+	if now.Sub(e.failed) > loginForgiven {
+		e.failures = 0
+	}
+	e.failures++
+	e.failed = now
+	if over := e.failures - l.cfg.LoginFailures; over >= 0 {
+		e.wait = now.Add(min(firstLoginWait<<min(over, 10), lastLoginWait))
+	}
+}
+
+// join counts a connection of user; false when it has too many.
+func (l *limiter) join(user string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.users[user]
+	if p == nil {
+		p = &publisher{
+			messages: rate.NewLimiter(rate.Limit(l.cfg.UserPublishes), int(l.cfg.UserPublishes*burst)),
+			bytes:    rate.NewLimiter(rate.Limit(l.cfg.UserPublishBytes), l.cfg.UserPublishBytes*burst),
+		}
+		l.users[user] = p
+	}
+	if p.open >= l.cfg.UserConnections {
+		return false
+	}
+	p.open++
+	return true
+}
+
+// leave ends what join counted. A user's rates are kept while any connection
+// is open; to come back at once with a full burst costs a CONNECT each time.
+func (l *limiter) leave(user string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.users[user]; p != nil {
+		if p.open--; p.open <= 0 {
+			delete(l.users, user)
+		}
+	}
+}
+
+// publish returns how long a publish of user has to wait, and false when that
+// is too long to wait for.
+func (l *limiter) publish(user string, bytes int) (wait time.Duration, ok bool) {
+	l.mu.Lock()
+	p := l.users[user]
+	l.mu.Unlock()
+	if p == nil {
+		return 0, true
+	}
+	now := time.Now()
+	m := p.messages.ReserveN(now, 1)
+	b := p.bytes.ReserveN(now, bytes)
+	wait = max(m.DelayFrom(now), b.DelayFrom(now))
+	if wait > maxPublishWait || !b.OK() {
+		m.CancelAt(now)
+		b.CancelAt(now)
+		return 0, false
+	}
+	return wait, true
+}
