@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
@@ -57,6 +58,16 @@ func (r *rights) read(filter string) bool {
 	return false
 }
 
+// follow reports whether the client may have what is in log. What it may not
+// have at the moment stays where it is.
+func (r *rights) follow(log ledger.LogID) bool {
+	if id, ok := log.Pair(); ok {
+		return r.pair != "" && id == r.pair
+	}
+	id, ok := log.User()
+	return ok && id == r.user
+}
+
 // write returns nil when the client may publish to t, or why not. ownsDevice
 // says whether a device belongs to one of the pair's users.
 func (r *rights) write(t moment.Topic, ownsDevice func(device string) bool) error {
@@ -93,6 +104,22 @@ func (r *rights) write(t moment.Topic, ownsDevice func(device string) bool) erro
 		if !ownsDevice(t.Device) {
 			return fmt.Errorf("device %q does not belong to the pair", t.Device)
 		}
+	}
+	return nil
+}
+
+// mayPublish returns nil when a client with these rights may publish to t, or
+// why not. Not even an admin publishes into a pair that is not there.
+func (b *Broker) mayPublish(can *rights, t moment.Topic) error {
+	if err := can.write(t, b.ownsDevice(t.Pair)); err != nil || t.Pair == "" {
+		return err
+	}
+	p, ok := b.deps.Registry.Pair(t.Pair)
+	if !ok {
+		return fmt.Errorf("there is no pair %q", t.Pair)
+	}
+	if _, member := p.Partner(t.User); t.User != "" && !member {
+		return fmt.Errorf("user %q is not in pair %q", t.User, t.Pair)
 	}
 	return nil
 }

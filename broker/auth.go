@@ -18,6 +18,9 @@ import (
 // section 3.1.3.1); ours go as far as the contract's ids.
 const maxClientIDBytes = moment.MaxIDBytes
 
+// maxWillDelay is the longest Will Delay Interval that is kept to, in seconds.
+const maxWillDelay = 300
+
 // connect decides about a CONNECT: who it is, which session it gets, and what
 // CONNACK says. An error has been answered already.
 func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
@@ -160,6 +163,11 @@ func (b *Broker) nameSession(c *client, name string) (packets.Code, bool) {
 		}
 	}
 	c.cl.ID = c.who.User + "/" + name
+	if c.who.Role == token.RoleAdmin {
+		// Their sessions are mochi's: whoever has the same names and another
+		// role must not inherit what waits in one. No user's id is empty.
+		c.cl.ID = "/" + c.cl.ID
+	}
 	return packets.Code{}, true
 }
 
@@ -175,7 +183,7 @@ func (b *Broker) checkWill(c *client) error {
 	if err != nil {
 		return err
 	}
-	if err := c.can.Load().write(t, b.ownsDevice(t.Pair)); err != nil {
+	if err := b.mayPublish(c.can.Load(), t); err != nil {
 		return fmt.Errorf("topic %q: %w", w.TopicName, err)
 	}
 	switch t.Class {
@@ -186,6 +194,8 @@ func (b *Broker) checkWill(c *client) error {
 	if len(w.Payload) > maxSmallBytes && t.Class == moment.ClassLive {
 		return fmt.Errorf("payload of %d bytes is too large (at most %d)", len(w.Payload), maxSmallBytes)
 	}
+	// mochi keeps a delayed will in memory, also when its session has ended.
+	c.cl.Properties.Will.WillDelayInterval = min(w.WillDelayInterval, maxWillDelay)
 	return nil
 }
 

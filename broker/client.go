@@ -51,7 +51,7 @@ type client struct {
 	replies  []*reply   // in the order of the publishes
 	out      []outgoing // ephemeral and retained values to write
 	outBytes int
-	watches  map[ledger.LogID]func() // stops of ledger watches
+	watches  map[ledger.LogID]func() // stops of ledger watches; nil once detached
 	refused  bool                    // a 3.1.1 publish was refused: on its way out
 
 	// retain is what the SUBSCRIBE that is being processed asks for; used on
@@ -83,7 +83,7 @@ func (c *client) poke() {
 func (c *client) end(code packets.Code) {
 	c.nc.endBy(time.Now().Add(farewellWait))
 	if !c.v5() {
-		c.cl.Stop(code)
+		go c.cl.Stop(code) // closing TLS may wait for a reader that is stuck
 		return
 	}
 	if !c.cl.TryLock() {
@@ -122,7 +122,7 @@ func (b *Broker) attach(c *client) {
 	select {
 	case <-old.done:
 	case <-timer.C:
-		old.cl.Stop(packets.ErrSessionTakenOver)
+		go old.cl.Stop(packets.ErrSessionTakenOver)
 	}
 }
 
@@ -132,8 +132,6 @@ func (b *Broker) established(c *client) {
 	if c.sess != nil {
 		c.watchLogs()
 	}
-	c.pump.Go(c.run)
-	c.poke()
 	b.mu.Lock()
 	if c.sess == nil {
 		b.admins[c] = true
@@ -141,7 +139,14 @@ func (b *Broker) established(c *client) {
 		b.user(c.who.User).clients[c] = true
 	}
 	b.mu.Unlock()
+	// From here on changes of the registry find the client; what changed since
+	// its CONNECT was looked at is made up for.
 	b.refreshRights(c)
+	if b.deps.Registry.Revoked(c.who) {
+		c.end(packets.ErrAdministrativeAction)
+	}
+	c.pump.Go(c.run)
+	c.poke()
 	b.presenceChanged(c.who.User)
 	if c.sess != nil && c.present {
 		c.sendRetained(c.sess.filters())
@@ -196,6 +201,9 @@ func (c *client) watchLogs() {
 	c.sess.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.watches == nil {
+		return // detached
+	}
 	for log, stop := range c.watches {
 		if !slices.Contains(logs, log) {
 			stop()
@@ -226,8 +234,13 @@ func (b *Broker) dropUser(id string) {
 	}
 }
 
-// refreshRights recomputes what c may do; for a change of its user's pair.
-func (b *Broker) refreshRights(c *client) { c.can.Store(rightsOf(c.who, b.deps.Registry)) }
+// refreshRights recomputes what c may do; for a change of its user's pair. Of
+// two at a time the later one sees the registry as it is.
+func (b *Broker) refreshRights(c *client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.can.Store(rightsOf(c.who, b.deps.Registry))
+}
 
 // outgoing is an ephemeral message or a retained value on its way out, always
 // at QoS 0.

@@ -28,8 +28,8 @@ type reply struct {
 	code   packets.Code
 	dup    bool // it was stored before
 	ready  bool
-	closes bool   // a refusal that 3.1.1 can only be told by closing
-	after  func() // storage work to do before the answer, on the pump
+	closes bool         // a refusal that 3.1.1 can only be told by closing
+	after  func() error // storage work to do before the answer, on the pump
 }
 
 // publish takes a publish that mochi has decoded. It runs on the publisher's
@@ -42,7 +42,7 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 	can := c.can.Load()
 	t, err := moment.ParseTopic(pk.TopicName)
 	if err == nil {
-		if err = can.write(t, b.ownsDevice(t.Pair)); err != nil {
+		if err = b.mayPublish(can, t); err != nil {
 			err = fmt.Errorf("topic %q: %w", pk.TopicName, err)
 		}
 	}
@@ -118,7 +118,7 @@ func (c *client) expect(pk packets.Packet) *reply {
 }
 
 // answer completes r and lets the pump write it. It never blocks.
-func (c *client) answer(r *reply, code packets.Code, dup bool, after func()) {
+func (c *client) answer(r *reply, code packets.Code, dup bool, after func() error) {
 	c.mu.Lock()
 	r.code, r.dup, r.after, r.ready = code, dup, after, true
 	c.mu.Unlock()
@@ -172,9 +172,9 @@ func (b *Broker) appended(c *client, r *reply, m *moment.Moment, res ledger.Resu
 		return
 	}
 	log := ledger.LogOf(m)
-	var after func()
+	var after func() error
 	if m.Kind == moment.Delete {
-		after = func() { b.takeBack(c, m) }
+		after = func() error { return b.takeBack(c, m) }
 	}
 	if res.Duplicate {
 		b.metrics.duplicates.Inc()
@@ -198,14 +198,15 @@ func (b *Broker) tellAdmins(m *moment.Moment) {
 
 // takeBack removes what a delete moment names. It is done also for a repeated
 // delete, so that one that a crash interrupted is completed by the retry.
-func (b *Broker) takeBack(c *client, m *moment.Moment) {
+func (b *Broker) takeBack(c *client, m *moment.Moment) error {
 	log := ledger.LogOf(m)
 	for _, kind := range []moment.Kind{moment.Photo, moment.Note} {
 		err := b.deps.Ledger.Remove(c.ctx, log, moment.Key{User: m.User, Kind: kind, ID: m.ID})
 		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
-			b.log.Error("delete not carried out", "pair", m.Pair, "error", err)
+			return fmt.Errorf("delete %s: %w", m.Key(), err)
 		}
 	}
+	return nil
 }
 
 // storageCode is what a publisher is told of a ledger's error.

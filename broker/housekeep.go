@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"maps"
 	"sort"
 	"time"
 
@@ -92,6 +93,11 @@ func (b *Broker) trimDirty(ctx context.Context) error {
 // trim removes from one log what every durable session has passed and what has
 // grown too old.
 func (b *Broker) trim(ctx context.Context, log ledger.LogID) error {
+	if id, ok := log.Pair(); ok {
+		if ready, err := b.pairReady(ctx, id); err != nil || !ready {
+			return err // not everybody who will follow it is there yet
+		}
+	}
 	st, err := b.deps.Ledger.Stat(ctx, log)
 	if err != nil {
 		return err
@@ -174,7 +180,7 @@ func (b *Broker) place(ctx context.Context, s *session, log ledger.LogID) (at le
 		return 0, false, err
 	}
 	through := got.Through
-	if len(got.Entries) > 0 {
+	if len(got.Entries) > 0 && !got.Entries[0].Damaged {
 		through = got.Entries[0].Seq - 1
 	}
 	s.mu.Lock()
@@ -185,7 +191,7 @@ func (b *Broker) place(ctx context.Context, s *session, log ledger.LogID) (at le
 	at = fl.cursor
 	s.mu.Unlock()
 	if moved {
-		if err := b.deps.Ledger.Advance(ctx, s.id, log, to); err != nil {
+		if err := b.keepPlace(ctx, s, log, to); err != nil {
 			return 0, false, err
 		}
 	}
@@ -199,8 +205,18 @@ func (b *Broker) saveUnsaved(ctx context.Context) error {
 	unsaved := b.unsaved
 	b.unsaved = map[*session]bool{}
 	b.mu.Unlock()
+	err := b.saveAll(ctx, unsaved)
+	if err != nil {
+		b.mu.Lock()
+		maps.Copy(b.unsaved, unsaved) // at the next turn
+		b.mu.Unlock()
+	}
+	return err
+}
+
+func (b *Broker) saveAll(ctx context.Context, sessions map[*session]bool) error {
 	var ops []kv.Op
-	for s := range unsaved {
+	for s := range sessions {
 		s.saving.Lock()
 		defer s.saving.Unlock()
 		op, ok, err := s.op()
@@ -221,14 +237,13 @@ func (b *Broker) saveUnsaved(ctx context.Context) error {
 func (b *Broker) expireSessions(ctx context.Context) error {
 	now := time.Now()
 	for _, s := range b.allSessions() {
-		s.mu.Lock()
-		over := s.owner == nil && s.durable() && s.offline.Add(s.expiry).Before(now)
-		s.mu.Unlock()
-		if !over {
-			continue
+		over, err := b.dropIf(ctx, s, func() bool {
+			return s.owner == nil && s.durable() && s.offline.Add(s.expiry).Before(now)
+		})
+		if over {
+			b.log.Info("session expired", "client", s.id)
 		}
-		b.log.Info("session expired", "client", s.id)
-		if err := b.drop(ctx, s); err != nil {
+		if err != nil {
 			return err
 		}
 	}

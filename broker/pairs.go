@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -31,12 +33,13 @@ func (b *Broker) registryChanged(ch registry.Change) {
 		}
 	case registry.DeviceRevoked, registry.TokenRevoked, registry.UserRevoked:
 		b.mu.RLock()
-		for _, c := range b.clients {
+		clients := slices.Collect(maps.Values(b.clients))
+		b.mu.RUnlock()
+		for _, c := range clients {
 			if b.deps.Registry.Revoked(c.who) {
 				c.end(packets.ErrAdministrativeAction)
 			}
 		}
-		b.mu.RUnlock()
 	}
 	b.mu.Lock()
 	b.pending = append(b.pending, ch)
@@ -100,11 +103,7 @@ func (b *Broker) AwaitChanges(ctx context.Context) error {
 // that a partner who has never connected loses nothing, and tells both. It is
 // done once per pair: the marker is written last.
 func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
-	_, err := b.deps.KV.Get(ctx, keyPairUp+p.ID)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, kv.ErrNotFound) {
+	if ready, err := b.pairReady(ctx, p.ID); err != nil || ready {
 		return err
 	}
 	if _, still := b.deps.Registry.Pair(p.ID); !still {
@@ -126,8 +125,18 @@ func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
 	if err := b.deps.KV.Apply(ctx, kv.Op{Key: keyPairUp + p.ID, Value: []byte("1")}); err != nil {
 		return err
 	}
+	b.markDirty(ledger.PairLog(p.ID)) // trims have passed it over so far
 	b.tellInfo(p)
 	return nil
+}
+
+// pairReady reports whether the app sessions of a pair were made.
+func (b *Broker) pairReady(ctx context.Context, id string) (bool, error) {
+	_, err := b.deps.KV.Get(ctx, keyPairUp+id)
+	if errors.Is(err, kv.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // tellInfo tells the connected who is in their pair.
@@ -205,7 +214,13 @@ func (b *Broker) event(ctx context.Context, user, name, pair string, data map[st
 	id := name + "-" + pair
 	m := moment.Moment{User: user, Kind: moment.Event, ID: id, MessageID: id, ContentType: "application/json", Payload: payload}
 	log := ledger.UserLog(user)
-	if _, _, err := ledger.Append(ctx, b.deps.Ledger, log, m); err != nil {
+	_, _, err = ledger.Append(ctx, b.deps.Ledger, log, m)
+	if errors.Is(err, ledger.ErrQuota) {
+		// Thousands of events that nobody fetched: other pairs do not wait.
+		b.log.Warn("pairing event dropped", "user", user, "event", name, "error", err)
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("event %s for %q: %w", name, user, err)
 	}
 	b.markDirty(log)
@@ -237,6 +252,17 @@ func (b *Broker) pairRemoved(ctx context.Context, p registry.Pair) error {
 			}
 		}
 	}
+	for _, user := range p.Users {
+		if user == "" {
+			continue // a log without a registry record
+		}
+		if err := b.event(ctx, user, "partner_disconnected", p.ID, map[string]any{
+			"pairId": p.ID, "reason": "pair_removed", "timestamp": time.Now().UnixMilli(),
+		}); err != nil {
+			return err
+		}
+	}
+	// The marker goes last: with it a restart knows that this is to be done.
 	ops := []kv.Op{{Key: keyPairUp + p.ID, Delete: true}}
 	err := b.deps.KV.Scan(ctx, keyState+p.ID+"/", func(key string, _ []byte) error {
 		ops = append(ops, kv.Op{Key: key, Delete: true})
@@ -245,20 +271,7 @@ func (b *Broker) pairRemoved(ctx context.Context, p registry.Pair) error {
 	if err == nil {
 		err = b.deps.KV.Apply(ctx, ops...)
 	}
-	if err != nil {
-		return err
-	}
-	for _, user := range p.Users {
-		if user == "" {
-			continue // found without its registry record, after a crash
-		}
-		if err := b.event(ctx, user, "partner_disconnected", p.ID, map[string]any{
-			"pairId": p.ID, "reason": "pair_removed", "timestamp": time.Now().UnixMilli(),
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return err
 }
 
 // deviceRevoked removes what a revoked device leaves behind.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"time"
@@ -103,7 +104,13 @@ func (c *client) flush() error {
 func (c *client) writeReply(r *reply) error {
 	<-c.room
 	if r.after != nil {
-		r.after()
+		if err := r.after(); err != nil {
+			c.b.log.Error("storage work of a publish not done", "client", c.cl.ID, "error", err)
+			if !c.v5() {
+				return err // no PUBACK: it is sent again after the reconnect
+			}
+			r.code = storageCode(err)
+		}
 	}
 	if r.qos == 0 || r.closes {
 		return nil
@@ -147,7 +154,7 @@ func (c *client) settleReplies() {
 		if ready {
 			<-c.room
 			if r.after != nil {
-				r.after()
+				_ = r.after() // it was not acknowledged and is sent again
 			}
 			continue
 		}
@@ -190,7 +197,8 @@ func (c *client) tolerate(err error) error {
 }
 
 // redeliver sends the oldest moment that was sent on an earlier connection and
-// never acknowledged, with DUP and its old packet id.
+// never acknowledged, with DUP and its old packet id. This connection's window
+// may be smaller than that one's was.
 func (c *client) redeliver() (again bool, err error) {
 	s := c.sess
 	s.mu.Lock()
@@ -198,8 +206,15 @@ func (c *client) redeliver() (again bool, err error) {
 		s.mu.Unlock()
 		return false, errStopped
 	}
-	i := slices.IndexFunc(s.sent, func(f *inflight) bool { return f.serial != c.serial })
-	if i < 0 {
+	open, can := 0, c.can.Load()
+	i := slices.IndexFunc(s.sent, func(f *inflight) bool {
+		if f.serial == c.serial {
+			open++
+			return false
+		}
+		return can.follow(f.log)
+	})
+	if i < 0 || open >= c.window {
 		s.mu.Unlock()
 		return false, nil
 	}
@@ -237,7 +252,7 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 	fl := s.follows[log]
 	room := min(c.window-len(s.sent), 32)
 	bytes := c.b.cfg.WindowBytes - s.bytes
-	if s.owner != c || fl == nil || room <= 0 || bytes <= 0 {
+	if s.owner != c || fl == nil || !c.can.Load().follow(log) || room <= 0 || bytes <= 0 {
 		stopped := s.owner != c
 		s.mu.Unlock()
 		if stopped {
@@ -337,10 +352,21 @@ func (b *Broker) acked(c *client, id uint16) {
 
 // advance moves the durable cursor; a failure only redelivers.
 func (b *Broker) advance(c *client, log ledger.LogID, to ledger.Seq) {
-	if err := b.deps.Ledger.Advance(c.ctx, c.sess.id, log, to); err != nil {
+	if err := b.keepPlace(c.ctx, c.sess, log, to); err != nil {
 		b.log.Warn("cursor not advanced", "client", c.sess.id, "error", err)
 	}
 	b.markDirty(log)
+}
+
+// keepPlace moves a session's durable cursor, unless the session has ended: a
+// new one of the same id has places of its own.
+func (b *Broker) keepPlace(ctx context.Context, s *session, log ledger.LogID, to ledger.Seq) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended != nil {
+		return nil
+	}
+	return b.deps.Ledger.Advance(ctx, s.id, log, to)
 }
 
 // writeMoment writes one moment as a PUBLISH.

@@ -216,8 +216,10 @@ func (b *Broker) presenceChanged(userID string) {
 	if !ok {
 		return
 	}
-	if o, err := jsonOut(b.presence(userID)); err == nil {
-		o.topic, o.asPublished = moment.PresenceTopic(pair.ID, userID), true
-		b.fanOut(pair.ID, o, nil)
-	}
+	// Computed when it is written: of two changes at a time the last word is
+	// true whichever is told last.
+	b.fanOut(pair.ID, outgoing{
+		topic: moment.PresenceTopic(pair.ID, userID), asPublished: true,
+		load: func(context.Context) (outgoing, error) { return jsonOut(b.presence(userID)) },
+	}, nil)
 }

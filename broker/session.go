@@ -95,7 +95,9 @@ type session struct {
 	sent    []*inflight // in the order of sending
 	bytes   int         // of sent
 	nextID  uint16
-	dead    bool // ended; its record and cursors are gone or going
+	// ended is not nil once the session has ended, and closed when its record
+	// and cursors are off the disk.
+	ended chan struct{}
 }
 
 // durable reports whether the session outlives its connection; mu is held.

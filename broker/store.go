@@ -42,39 +42,43 @@ type record struct {
 // begin gives c its session before CONNACK: the one that is there, or a new
 // one, which is on disk when it is durable.
 func (b *Broker) begin(c *client, clean bool) error {
-	b.mu.Lock()
+	b.mu.RLock()
 	s := b.sessions[c.cl.ID]
-	b.mu.Unlock()
+	b.mu.RUnlock()
 	if s != nil && clean {
 		if err := b.drop(c.ctx, s); err != nil {
 			return err
 		}
-		s = nil
 	}
 	expiry := b.grantedExpiry(c.cl)
-	if s == nil {
+	changed, ok := false, false
+	if s != nil {
+		changed, ok = s.take(c, expiry)
+	}
+	if c.present = ok; !ok {
+		if s != nil {
+			<-s.ended // its record must be gone before another is written
+		}
 		s = &session{
 			id: c.cl.ID, user: c.who.User, name: strings.TrimPrefix(c.cl.ID, c.who.User+"/"), device: c.who.Device,
 			follows: map[ledger.LogID]*follow{},
 		}
-	} else {
-		c.present = true
+		changed, _ = s.take(c, expiry)
 	}
-	s.mu.Lock()
-	changed := s.expiry != expiry || s.version != c.cl.Properties.ProtocolVersion
-	s.owner, s.expiry, s.version, s.offline = c, expiry, c.cl.Properties.ProtocolVersion, time.Time{}
-	s.skipUnkept()
-	s.placed = map[ledger.LogID]bool{}
-	for log := range s.follows {
-		s.placed[log] = true
-	}
-	s.mu.Unlock()
 	c.sess = s
 	b.mu.Lock()
-	b.sessions[s.id] = s
-	b.user(s.user).sessions[s.id] = s
-	delete(b.unsaved, s)
+	current := b.clients[c.cl.ID] == c
+	if current {
+		b.sessions[s.id] = s
+		b.user(s.user).sessions[s.id] = s
+		if c.present {
+			b.unsaved[s] = true // the record says that it is offline
+		}
+	}
 	b.mu.Unlock()
+	if !current {
+		return errStopped
+	}
 	if err := b.catchUp(c.ctx, s); err != nil {
 		return err
 	}
@@ -83,9 +87,33 @@ func (b *Broker) begin(c *client, clean bool) error {
 		return nil
 	}
 	if err := b.save(c.ctx, s); err != nil {
+		if !c.present { // the next CONNECT must not take it for one that is kept
+			err = errors.Join(err, b.drop(c.ctx, s))
+		}
 		return err
 	}
 	return b.limitSessions(c.ctx, s.user, s)
+}
+
+// take gives the session to c; false when it has ended. It reports whether its
+// record has to be written before CONNACK: where it says something else, or
+// says that the session has been offline for so long that it would be over
+// soon after a crash.
+func (s *session) take(c *client, expiry time.Duration) (changed, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended != nil {
+		return false, false
+	}
+	version := c.cl.Properties.ProtocolVersion
+	changed = s.expiry != expiry || s.version != version || time.Since(s.offline) > expiry/2
+	s.owner, s.expiry, s.version, s.offline = c, expiry, version, time.Time{}
+	s.skipUnkept()
+	s.placed = map[ledger.LogID]bool{}
+	for log := range s.follows {
+		s.placed[log] = true
+	}
+	return changed, true
 }
 
 // grantedExpiry is the session expiry of a CONNECT: MQTT 5's interval within
@@ -169,24 +197,39 @@ func (b *Broker) release(c *client) {
 
 // drop ends a session for good, on disk too.
 func (b *Broker) drop(ctx context.Context, s *session) error {
+	_, err := b.dropIf(ctx, s, func() bool { return true })
+	return err
+}
+
+// dropIf is drop where cond holds, which is asked with s.mu held: from then on
+// nobody takes the session. It is found under its id until it is off the disk,
+// so that a new one of that id is not written before.
+func (b *Broker) dropIf(ctx context.Context, s *session, cond func() bool) (dropped bool, err error) {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	s.mu.Lock()
+	if s.ended != nil || !cond() {
+		s.mu.Unlock()
+		return false, nil
+	}
+	s.ended = make(chan struct{})
+	defer close(s.ended)
+	logs := s.logs()
+	s.mu.Unlock()
+	err = b.erase(ctx, s, logs)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.sessions[s.id] == s {
 		delete(b.sessions, s.id)
 		delete(b.user(s.user).sessions, s.id)
 		b.dropUser(s.user)
 	}
 	delete(b.unsaved, s)
-	b.mu.Unlock()
-	s.mu.Lock()
-	kept := !s.dead
-	s.dead = true
-	logs := s.logs()
-	s.mu.Unlock()
-	if !kept {
-		return nil
-	}
-	s.saving.Lock()
-	defer s.saving.Unlock()
+	return true, err
+}
+
+// erase takes a session off the disk; s.saving is held.
+func (b *Broker) erase(ctx context.Context, s *session, logs []ledger.LogID) error {
 	if s.stored {
 		if err := b.deps.KV.Apply(ctx, kv.Op{Key: keySession + s.id, Delete: true}); err != nil {
 			return err
@@ -219,7 +262,7 @@ func (b *Broker) save(ctx context.Context, s *session) error {
 func (s *session) op() (kv.Op, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dead {
+	if s.ended != nil {
 		return kv.Op{}, false, nil
 	}
 	data, err := json.Marshal(record{
@@ -237,7 +280,11 @@ func (b *Broker) limitSessions(ctx context.Context, userID string, keep *session
 		var oldest *session
 		var since time.Time
 		n := 0
-		for _, s := range b.users[userID].sessions {
+		var sessions map[string]*session
+		if u := b.users[userID]; u != nil { // else its device was revoked meanwhile
+			sessions = u.sessions
+		}
+		for _, s := range sessions {
 			s.mu.Lock()
 			if s.durable() {
 				n++
@@ -251,8 +298,11 @@ func (b *Broker) limitSessions(ctx context.Context, userID string, keep *session
 		if n <= b.cfg.UserSessions || oldest == nil {
 			return nil
 		}
-		b.log.Info("session ended: its user has too many", "client", oldest.id, "offline_since", since)
-		if err := b.drop(ctx, oldest); err != nil {
+		over, err := b.dropIf(ctx, oldest, func() bool { return oldest.owner == nil })
+		if over {
+			b.log.Info("session ended: its user has too many", "client", oldest.id, "offline_since", since)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -311,14 +361,32 @@ func (b *Broker) reconcilePairs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	gone := map[string]registry.Pair{}
+	note := func(id string) {
+		if _, there := b.deps.Registry.Pair(id); !there {
+			gone[id] = registry.Pair{ID: id}
+		}
+	}
 	for _, log := range logs {
 		b.markDirty(log)
 		if id, ok := log.Pair(); ok {
-			if _, there := b.deps.Registry.Pair(id); !there {
-				if err := b.pairRemoved(ctx, registry.Pair{ID: id}); err != nil {
-					return err
-				}
-			}
+			note(id)
+		}
+	}
+	if err := b.deps.KV.Scan(ctx, keyPairUp, func(key string, _ []byte) error {
+		note(strings.TrimPrefix(key, keyPairUp))
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, p := range b.deps.Registry.RemovedPairs() {
+		if _, found := gone[p.ID]; found {
+			gone[p.ID] = p
+		}
+	}
+	for _, p := range gone {
+		if err := b.pairRemoved(ctx, p); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -100,16 +100,17 @@ func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existe
 	switch {
 	case fl == nil:
 		s.follows[log] = &follow{cursor: start, pos: start}
-	case sub.From < fl.cursor && !existed:
-		// A second SUBSCRIBE of a new session asks for what the log's place
-		// has passed: go back, and let the others not see it twice.
+	case sub.From < fl.pos && !existed:
+		// A second SUBSCRIBE of a new session asks for what the pump has read
+		// past: go back, and let the others not see again what they are
+		// through with.
 		for i := range s.subs {
 			if l, ok := s.subs[i].log(); ok && l == log {
 				s.subs[i].From = max(s.subs[i].From, fl.cursor)
 			}
 		}
-		fl.cursor, fl.pos, fl.resets = sub.From, sub.From, fl.resets+1
-		had = false
+		had = had && sub.From >= fl.cursor
+		fl.cursor, fl.pos, fl.resets = min(sub.From, fl.cursor), sub.From, fl.resets+1
 	}
 	s.put(sub)
 	if s.needsCursor(log) && !had {

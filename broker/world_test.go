@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"pairsync/internal/badgerdb"
+	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
 	"pairsync/internal/ledger/badgerledger"
 	"pairsync/internal/memnet"
@@ -29,6 +31,11 @@ type world struct {
 	dir string
 	cfg Config
 
+	// What a test puts between the broker and its store, or changes in it.
+	quotas   badgerledger.Config
+	onApply  func(ops []kv.Op) error // before each KV write of the broker; errLost: the write is lost
+	onRemove func() error            // before each Remove of the ledger
+
 	db     *badgerdb.DB
 	ledger ledger.Ledger
 	reg    *registry.Registry
@@ -36,6 +43,8 @@ type world struct {
 	broker *Broker
 	stop   func()
 	pair   registry.Pair
+	ends   []func() // of every peer
+	hold   bool     // peers do not acknowledge, from the start
 }
 
 // inWorld runs fn in a bubble with a started world in which ann and ben are a
@@ -50,7 +59,12 @@ func inWorld(t *testing.T, fn func(t *testing.T, w *world)) {
 			t.Fatal(err)
 		}
 		w.pair = pair
-		defer func() { w.stop() }()
+		defer func() {
+			for _, end := range w.ends { // those of a test that failed in the middle
+				end()
+			}
+			w.stop()
+		}()
 		fn(t, w)
 	})
 }
@@ -67,7 +81,7 @@ func (w *world) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	db, err := badgerdb.Open(w.dir, badgerdb.Server, log)
 	must(err)
-	led, err := badgerledger.New(db, badgerledger.Config{}, log)
+	led, err := badgerledger.New(db, w.quotas, log)
 	must(err)
 	reg, err := registry.Open(ctx, db.KV())
 	must(err)
@@ -75,7 +89,7 @@ func (w *world) start() {
 	must(err)
 	verifier, err := token.NewVerifier(reg.Revoked, keys.Issuer("pairsync", "pairsync"))
 	must(err)
-	b, err := New(ctx, w.cfg, Deps{Ledger: led, KV: db.KV(), Verifier: verifier, Registry: reg, Log: log})
+	b, err := New(ctx, w.cfg, Deps{Ledger: faultyLedger{led, w}, KV: faultyKV{db.KV(), w}, Verifier: verifier, Registry: reg, Log: log})
 	must(err)
 	w.db, w.ledger, w.reg, w.broker = db, led, reg, b
 	w.signer = token.NewSigner(keys, "pairsync", "pairsync")
@@ -93,6 +107,61 @@ func (w *world) start() {
 		}
 		w.stop = func() {}
 	}
+}
+
+// errLost is what onApply returns for a write that a crash swallows.
+var errLost = errors.New("lost")
+
+type faultyKV struct {
+	kv.Store
+	w *world
+}
+
+func (f faultyKV) Apply(ctx context.Context, ops ...kv.Op) error {
+	if fn := f.w.onApply; fn != nil {
+		if err := fn(ops); errors.Is(err, errLost) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return f.Store.Apply(ctx, ops...)
+}
+
+type faultyLedger struct {
+	ledger.Ledger
+	w *world
+}
+
+func (f faultyLedger) Remove(ctx context.Context, log ledger.LogID, key moment.Key) error {
+	if fn := f.w.onRemove; fn != nil {
+		if err := fn(); err != nil {
+			return err
+		}
+	}
+	return f.Ledger.Remove(ctx, log, key)
+}
+
+// slow makes each write of key take d.
+func (w *world) slow(key string, d time.Duration) {
+	w.onApply = func(ops []kv.Op) error {
+		if slices.ContainsFunc(ops, func(op kv.Op) bool { return op.Key == key }) {
+			time.Sleep(d)
+		}
+		return nil
+	}
+}
+
+// crash ends the broker as kill -9 does: what it would still write is
+// lost. clients are ended with it.
+func (w *world) crash(clients ...func()) {
+	w.onApply = func([]kv.Op) error { return errLost }
+	for _, end := range clients {
+		end()
+	}
+	w.stop()
+	w.onApply = nil
+	w.start()
 }
 
 func (w *world) restart() {
@@ -131,7 +200,7 @@ type peer struct {
 
 func (w *world) connect(user string, change func(*mqttlink.Config)) *peer {
 	w.t.Helper()
-	p := &peer{w: w, user: user}
+	p := &peer{w: w, user: user, hold: w.hold}
 	cfg := mqttlink.Config{
 		Dial: w.dial, ClientID: user + "-phone", SessionExpiry: time.Hour * 24,
 		Token: func(context.Context) (string, error) {
@@ -163,7 +232,7 @@ func (w *world) connect(user string, change func(*mqttlink.Config)) *peer {
 		<-ended
 		synctest.Wait()
 	})
-	w.t.Cleanup(func() {})
+	w.ends = append(w.ends, p.end)
 	up, cancelUp := context.WithTimeout(ctx, 10*time.Second)
 	defer cancelUp()
 	if err := link.AwaitUp(up); err != nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -45,6 +45,9 @@ type HTTPConfig struct {
 type TLSConfig struct {
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
+	// ClientCAFile, where set, lets in only clients that show a certificate
+	// signed by one of its certificates, beside their token.
+	ClientCAFile string `yaml:"client_ca_file"`
 }
 
 // AuthConfig says whose tokens are accepted.
@@ -117,6 +120,9 @@ func (c Config) Validate() error {
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		add("tls", errors.New("cert_file and key_file go together"))
+	}
+	if c.TLS.ClientCAFile != "" && c.TLS.CertFile == "" {
+		add("tls.client_ca_file", errors.New("needs tls.cert_file"))
 	}
 	if c.Auth.Issuer == "" || c.Auth.Audience == "" {
 		add("auth", errors.New("issuer and audience must be set"))

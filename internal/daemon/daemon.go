@@ -65,6 +65,7 @@ type Daemon struct {
 	tokens   bridgeToken
 	started  time.Time
 
+	mqttsCert *certificate  // nil without TLS
 	rendering chan struct{} // capacity 1: held while a rendition is made
 }
 
@@ -169,12 +170,11 @@ func (d *Daemon) bind() error {
 		*b.l = l
 	}
 	if d.cfg.TLS.CertFile != "" && d.l.MQTTS == nil && d.cfg.MQTTS.Listen != "" {
-		cert, err := tls.LoadX509KeyPair(d.cfg.TLS.CertFile, d.cfg.TLS.KeyFile)
-		if err != nil {
-			return fmt.Errorf("tls: %w", err)
+		var err error
+		if d.mqttsCert, err = newCertificate(d.cfg.TLS, d.log); err != nil {
+			return err
 		}
-		d.l.MQTTS, err = tls.Listen("tcp", d.cfg.MQTTS.Listen, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
-		if err != nil {
+		if d.l.MQTTS, err = tls.Listen("tcp", d.cfg.MQTTS.Listen, d.mqttsCert.config()); err != nil {
 			return fmt.Errorf("mqtts.listen: %w", err)
 		}
 	}
