@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -13,7 +14,9 @@ import (
 // server is down: badger looks 20 times a second whether there is something to
 // compact, and days of that take minutes.
 func TestAwayForDays(t *testing.T) {
+	t.Parallel()
 	inWorld(t, 1, func(w *world) {
+		t := w.t
 		pair := w.createPair("ann", "ben")
 		c := newCouple(w, func(string) string { return "http://server" })
 		widget := w.peer("ben", "widget", w.appToken("ben"), []string{moment.KindFilter(pair, moment.Photo, "ann")}, nil).on()
@@ -64,6 +67,7 @@ func TestAwayForDays(t *testing.T) {
 // TestNeverSeenPartner sends to somebody whose phone and frame connect for the
 // first time days later.
 func TestNeverSeenPartner(t *testing.T) {
+	t.Parallel()
 	inWorld(t, 1, func(w *world) {
 		w.createPair("ann", "ben")
 		ann := w.phone("ann", "http://server").on()
@@ -85,6 +89,7 @@ func TestNeverSeenPartner(t *testing.T) {
 // TestCrashAtEveryStep cuts the power of the server, and of the frame, after
 // every few bytes of a flow. What was acknowledged is still there.
 func TestCrashAtEveryStep(t *testing.T) {
+	t.Parallel()
 	for _, v := range []struct {
 		name  string
 		crash func(*couple)
@@ -103,12 +108,14 @@ func TestCrashAtEveryStep(t *testing.T) {
 						w.net.Rate(server, host, 10_000)
 					}
 				}
-				for at := time.Duration(0); at < 2*time.Second; at += 90 * time.Millisecond {
+				for at := time.Duration(0); at < 2*time.Second; at += 140 * time.Millisecond {
 					ids := []string{c.ann.send(3000).id, c.ann.send(2500).id}
 					time.Sleep(at)
+					w.doing = fmt.Sprintf("power cut %v after the send", at)
 					v.crash(c)
 					c.await(ids)
 				}
+				w.doing = ""
 				w.net.Heal()
 				c.check()
 				w.checkStoredOnce(pair, "ben")

@@ -75,6 +75,12 @@ func (b *book) name(p *photo, id string) {
 	b.photos[id] = p
 }
 
+func (b *book) photo(id string) *photo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.photos[id]
+}
+
 // of returns the ids of sender's photos, by source and in order.
 func (b *book) of(sender string) map[string][]string {
 	b.mu.Lock()

@@ -13,7 +13,7 @@
 //
 //	world_test.go   the world: network, server, restarts, crashes
 //	split_test.go   a server of one broker and two bridges, for cuts between them
-//	phone_test.go   a phone as the app is
+//	phone_test.go   a phone as the app is; outbox_test.go is how it sends
 //	frame_test.go   an agent, its page and its local API
 //	peer_test.go    a plain MQTT client
 //	book_test.go    what was sent and who must have seen it

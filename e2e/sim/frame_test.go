@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -208,5 +207,3 @@ func (f *frame) idle() bool {
 	s := f.status()
 	return s.Connected && len(s.Outbox) == 0 && s.Receipts == 0
 }
-
-func (f *frame) String() string { return fmt.Sprintf("%s (%s)", f.host, f.id) }

@@ -39,6 +39,7 @@ type phone struct {
 	host  string
 	url   string
 	token string
+	deaf  bool // it ignores photos: the app's connection socket
 	wires wires
 	runner
 
@@ -47,8 +48,6 @@ type phone struct {
 	joined    bool
 	changed   chan struct{} // closed and replaced when the fields above or outbox change
 	outbox    []*photo
-	tries     map[string]int    // send_photo, by id
-	repeats   int               // answers that said duplicate
 	refused   map[string]string // code of a final refusal, by id
 	seen      map[string]bool   // messageIds
 	shown     []sighting
@@ -76,9 +75,17 @@ func (w *world) phone(user, url string) *phone {
 func (w *world) phoneWith(user, url, token string) *phone {
 	return &phone{
 		w: w, user: user, host: user + "-phone", url: url, token: token,
-		changed: make(chan struct{}), tries: map[string]int{}, refused: map[string]string{}, seen: map[string]bool{},
+		changed: make(chan struct{}), refused: map[string]string{}, seen: map[string]bool{},
 		confirmed: map[string]*receivedReport{}, receipts: map[string]map[string]bool{},
 	}
+}
+
+// connectionSocket makes the app's other socket: it joins the same room and
+// ignores photos (facts-app.md).
+func (w *world) connectionSocket(of *phone) *phone {
+	p := w.phoneWith(of.user, of.url, of.token)
+	p.host, p.deaf = of.host+"-connection", true
+	return p
 }
 
 // on switches the phone on; stop switches it off.
@@ -221,6 +228,9 @@ func (p *phone) receivePhoto(e *socketio.Event) {
 	}](e)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.deaf {
+		return
+	}
 	p.arrivals++
 	if p.seen[in.MessageID] {
 		return
@@ -252,86 +262,6 @@ func (p *phone) partnerPresence(e *socketio.Event) {
 	p.partner = &in.IsOnline
 }
 
-// send puts a new photo of about size bytes into the outbox.
-func (p *phone) send(size int) *photo {
-	ph := p.w.book.make(p.user, p.host, size)
-	p.sendPhoto(ph)
-	return ph
-}
-
-func (p *phone) sendPhoto(ph *photo) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.outbox = append(p.outbox, ph)
-	p.change()
-}
-
-// sendAll sends the outbox, one photo after the other, each until it is
-// answered for good.
-func (p *phone) sendAll(ctx context.Context) {
-	for {
-		p.mu.Lock()
-		var ph *photo
-		if len(p.outbox) > 0 {
-			ph = p.outbox[0]
-		}
-		c, joined, changed := p.client, p.joined, p.changed
-		if ph != nil && joined {
-			p.tries[ph.id]++
-		}
-		p.mu.Unlock()
-		if ph == nil || !joined {
-			select {
-			case <-changed:
-				continue
-			case <-ctx.Done():
-				return
-			}
-		}
-		if !p.sendOnce(ctx, c, ph) && !pause(ctx, time.Second) {
-			return
-		}
-	}
-}
-
-// sendOnce makes one attempt and reports whether the photo is done with.
-func (p *phone) sendOnce(ctx context.Context, c *socketio.Client, ph *photo) bool {
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
-	defer cancel()
-	args, err := c.EmitWithAck(ctx, "send_photo", map[string]any{
-		"photoId": ph.id, "photoData": base64.StdEncoding.EncodeToString(ph.bytes), "partnerId": ph.to,
-		"timestamp": time.Now().UnixMilli(), "messageId": "m-" + ph.id, "caption": "a caption",
-	})
-	if err != nil {
-		return false
-	}
-	in := decode[struct {
-		Success, Retryable, Duplicate bool
-		Code                          string
-	}](args)
-	if !in.Success && in.Retryable {
-		return false
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if in.Duplicate {
-		p.repeats++
-	}
-	if !in.Success {
-		p.refused[ph.id] = in.Code
-	}
-	p.outbox = p.outbox[1:]
-	p.change()
-	return true
-}
-
-// idle reports whether everything was sent and acknowledged.
-func (p *phone) idle() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.outbox) == 0
-}
-
 // has reports whether the phone has shown all of ids.
 func (p *phone) has(ids []string) bool {
 	p.mu.Lock()
@@ -342,6 +272,13 @@ func (p *phone) has(ids []string) bool {
 		}
 	}
 	return true
+}
+
+// wireCount is how many photos the server has sent, repeats included.
+func (p *phone) wireCount() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.arrivals
 }
 
 // unsure reports whether the photo_received of id may have been lost on its

@@ -33,6 +33,7 @@ const (
 // and somebody else takes a widget's session over. A seed fixes the schedule;
 // what the goroutines make of it differs a little from run to run.
 func TestRandomSchedule(t *testing.T) {
+	t.Parallel()
 	first, count := uint64(1), defaultSeeds
 	if s := os.Getenv(envSeed); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,7 +15,9 @@ import (
 	"pairsync/broker"
 	"pairsync/internal/admin"
 	"pairsync/internal/badgerdb"
+	"pairsync/internal/ledger"
 	"pairsync/internal/ledger/badgerledger"
+	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
 )
@@ -33,7 +36,62 @@ type split struct {
 	verifier *token.Verifier
 	signer   *token.Signer
 	broker   *broker.Broker
+	ledger   *heldLedger
 	wires    map[string]*wires // of the bridges' links, by user
+}
+
+// heldLedger is a ledger whose appends a test can hold up, or refuse.
+type heldLedger struct {
+	ledger.Ledger
+	mu      sync.Mutex // guards the fields below
+	held    bool
+	refusal error
+	waiting []func() // appends, in order
+}
+
+// Submit implements ledger.Ledger.
+func (l *heldLedger) Submit(ctx context.Context, log ledger.LogID, m moment.Moment, done func(ledger.Result)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	submit := func() {
+		if err := l.Ledger.Submit(ctx, log, m, done); err != nil {
+			done(ledger.Result{Err: err})
+		}
+	}
+	switch {
+	case l.held:
+		l.waiting = append(l.waiting, submit)
+	case l.refusal != nil:
+		err := l.refusal
+		go done(ledger.Result{Err: err})
+	default:
+		return l.Ledger.Submit(ctx, log, m, done)
+	}
+	return nil
+}
+
+// hold makes appends wait until release.
+func (l *heldLedger) hold() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = true
+}
+
+func (l *heldLedger) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = false
+	for _, submit := range l.waiting {
+		submit()
+	}
+	l.waiting = nil
+}
+
+// refuse makes appends fail with err, or with nil lets them through again.
+func (l *heldLedger) refuse(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refusal = err
 }
 
 // startSplit runs a split server for users until the end of the test.
@@ -42,8 +100,9 @@ func (w *world) startSplit(users ...string) *split {
 	dir := w.newDir("split")
 	db, err := badgerdb.Open(dir, badgerdb.Server, w.log)
 	w.must(err)
-	led, err := badgerledger.New(db, badgerledger.Config{}, w.log)
+	real, err := badgerledger.New(db, badgerledger.Config{}, w.log)
 	w.must(err)
+	led := &heldLedger{Ledger: real}
 	reg, err := registry.Open(w.t.Context(), db.KV())
 	w.must(err)
 	keys, err := token.OpenKeys(filepath.Join(dir, "keys"))
@@ -57,7 +116,7 @@ func (w *world) startSplit(users ...string) *split {
 	})
 	w.must(err)
 	s := &split{
-		w: w, db: db, registry: reg, verifier: verifier, broker: b,
+		w: w, db: db, registry: reg, verifier: verifier, broker: b, ledger: led,
 		signer: token.NewSigner(keys, "pairsync", "pairsync"), wires: map[string]*wires{},
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -29,7 +29,9 @@ func newStrangers(w *world) (c *couple, pair string, cat, dan *phone) {
 // TestTokenOfAnother: a token opens only its own user's door, whatever else
 // the handshake says.
 func TestTokenOfAnother(t *testing.T) {
+	t.Parallel()
 	inWorld(t, 1, func(w *world) {
+		t := w.t
 		newStrangers(w)
 		good := w.appToken("cat")
 		for name, auth := range map[string]map[string]string{
@@ -38,7 +40,7 @@ func TestTokenOfAnother(t *testing.T) {
 			"damaged signature": {"token": good[:len(good)-4] + "AAAA", "userId": "cat"},
 			"another's claims":  {"token": withClaims(good, w.appToken("ann")), "userId": "ann"},
 		} {
-			ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			_, err := socketio.Dial(ctx, "http://server", socketio.DialOptions{Auth: auth, NetDial: w.net.DialContext("mallory")})
 			cancel()
 			var refused *socketio.ConnectError
@@ -47,7 +49,7 @@ func TestTokenOfAnother(t *testing.T) {
 			}
 		}
 		// Let in as herself, she cannot join another's room.
-		ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		mallory, err := socketio.Dial(ctx, "http://server", socketio.DialOptions{
 			Auth: map[string]string{"token": good}, NetDial: w.net.DialContext("mallory"),
@@ -72,7 +74,9 @@ func withClaims(token, other string) string {
 // TestOutsideThePair: whatever cat says, nothing of hers reaches ann and ben,
 // and nothing of theirs reaches her.
 func TestOutsideThePair(t *testing.T) {
+	t.Parallel()
 	inWorld(t, 1, func(w *world) {
+		t := w.t
 		c, pair, cat, dan := newStrangers(w)
 		// Photos for somebody who is not her partner.
 		for _, to := range []string{"ben", "ann", "cat", "nobody", ""} {
@@ -97,7 +101,7 @@ func TestOutsideThePair(t *testing.T) {
 			moment.PresenceTopic(pair, "ann"), moment.InfoTopic(pair), moment.EventsTopic("ann"),
 			moment.StateTopic(pair, c.frame.id), moment.CommandTopic(pair, c.frame.id),
 		} {
-			ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			err := spy.link.Publish(ctx, mqttlink.Publish{Topic: topic, Payload: newJPEG(1, 1000), QoS: 1})
 			cancel()
 			var reason *mqttlink.ReasonError
@@ -131,69 +135,88 @@ func TestOutsideThePair(t *testing.T) {
 	})
 }
 
-// TestRemovedPair ends a pair with photos under way and makes a new one of
-// ann: ben's phone, frame and widget get nothing any more, also not what was
-// stored before, and what ann's app had queued for ben never reaches eve.
+// TestRemovedPair ends a pair and makes a new one of ann: ben's phone, frame
+// and widget get nothing any more, also not what was stored before, and what
+// ann's app had queued for ben never reaches eve.
 func TestRemovedPair(t *testing.T) {
-	inWorld(t, 1, func(w *world) {
-		pair := w.createPair("ann", "ben")
-		c := newCouple(w, func(string) string { return "http://server" })
-		widget := w.peer("ben", "widget", w.appToken("ben"), []string{"pairs/" + pair + "/#"}, nil).on()
-		c.round()
-		before, kept := len(c.ben.view().seen), len(c.frame.photos())
-
-		c.ben.stop() // away when the pair ends
-		c.frame.stop()
-		undelivered := c.ann.send(3000)
-		w.await(time.Minute, func() string { return "ann's phone waits" }, c.ann.idle)
-		time.Sleep(10 * time.Second)
-		c.ann.stop()
-		late := w.book.make("ann", c.ann.host, 3000) // queued in the app for ben
-		c.ann.sendPhoto(late)
-		time.Sleep(time.Second)
-		delivered := len(widget.topics())
-
-		w.removePair(pair)
-		w.createPair("ann", "eve")
-		eve := w.phone("eve", "http://server").on()
-		eveFrame := w.frame("eve", "attic").on()
-		c.frame.on()
-		c.ben.on()
-		c.ann.on()
-		time.Sleep(2 * time.Minute)
-		for range 3 {
-			c.ann.send(3000)
-			eve.send(3000)
-		}
-		w.await(time.Hour, func() string { return "ann and eve do not have each other's photos" }, func() bool {
-			return c.ann.idle() && eve.idle() && len(eve.view().seen) >= 3 && len(eveFrame.photos()) >= 3
+	t.Parallel()
+	for name, away := range map[string]bool{"ben is away": true, "ben is connected": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, 1, func(w *world) { removedPair(w, away) })
 		})
-		time.Sleep(15 * time.Minute)
+	}
+}
 
-		if code := c.ann.final()[late.id]; code != "not_partner" {
-			t.Errorf("ann's queued photo for ben was answered %q, want not_partner", code)
-		}
-		if got := c.ben.view().seen; len(got) != before {
-			t.Errorf("ben's phone shows %d photos after the pair's end, want the %d from before (undelivered: %s)", len(got), before, undelivered.id)
-		}
-		if got := c.frame.photos(); len(got) > kept {
-			t.Errorf("ben's frame took %d photos after the pair's end", len(got)-kept)
-		}
-		if got := widget.topics()[delivered:]; len(got) > 0 {
-			t.Errorf("ben's widget got %v after the pair's end", got)
-		}
-		for _, s := range eve.view().seen {
-			if s.id == late.id || s.id == undelivered.id || s.sender != "ann" {
-				t.Errorf("eve's phone shows %s of %s", s.id, s.sender)
-			}
-		}
-		if n := len(eve.view().seen); n != 3 {
-			t.Errorf("eve's phone shows %d photos, want the 3 that ann sent her", n)
-		}
-		for _, p := range []*phone{c.ann, c.ben} {
-			if !slices.Contains(p.seenEvents(), "partner_disconnected") {
-				t.Errorf("%s was not told that the pair has ended", p.host)
-			}
-		}
+func removedPair(w *world, away bool) {
+	t := w.t
+	pair := w.createPair("ann", "ben")
+	c := newCouple(w, func(string) string { return "http://server" })
+	widget := w.peer("ben", "widget", w.appToken("ben"), []string{"pairs/" + pair + "/#"}, nil).on()
+	c.round()
+	if away {
+		c.ben.stop()
+		c.frame.stop()
+	}
+	last := c.ann.send(3000)
+	w.await(time.Minute, func() string { return "ann's phone waits" }, c.ann.idle)
+	time.Sleep(10 * time.Second)
+	c.ann.stop()
+	late := w.book.make("ann", c.ann.host, 3000) // queued in the app for ben
+	c.ann.sendPhoto(late)
+	time.Sleep(time.Second)
+	shown, told := len(c.ben.view().seen), len(widget.topics())
+
+	w.removePair(pair)
+	w.createPair("ann", "eve")
+	eve := w.phone("eve", "http://server").on()
+	attic := w.frame("eve", "attic").on()
+	c.ann.on()
+	if away {
+		c.ben.on()
+		c.frame.on()
+	}
+	time.Sleep(2 * time.Minute)
+	kept := len(c.frame.photos())
+	for range 3 {
+		c.ann.send(3000)
+		eve.send(3000)
+	}
+	w.await(time.Hour, func() string { return "ann and eve do not have each other's photos" }, func() bool {
+		return c.ann.idle() && eve.idle() && len(eve.view().seen) >= 3 && len(attic.photos()) >= 3
 	})
+	time.Sleep(15 * time.Minute)
+
+	if code := c.ann.final()[late.id]; code != "not_partner" {
+		t.Errorf("ann's queued photo for ben was answered %q, want not_partner", code)
+	}
+	if got := len(c.ben.view().seen); got != shown {
+		t.Errorf("ben's phone shows %d photos after the pair's end, %d before", got, shown)
+	}
+	for _, p := range c.frame.photos() {
+		if p.Moment == last.id && away || p.Sender != "ann" {
+			t.Errorf("ben's frame took %s of %s after the pair's end", p.Moment, p.Sender)
+		}
+	}
+	if got := len(c.frame.photos()); got > kept {
+		t.Errorf("ben's frame took %d photos of a pair it is not in", got-kept)
+	}
+	if got := widget.topics()[told:]; len(got) > 0 {
+		t.Errorf("ben's widget got %v after the pair's end", got)
+	}
+	for _, v := range []viewer{eve.view(), attic.view()} {
+		if len(v.seen) != 3 {
+			t.Errorf("%s shows %d photos, want the 3 that ann sent eve", v.name, len(v.seen))
+		}
+		for _, s := range v.seen {
+			if s.id == late.id || s.id == last.id || s.sender != "ann" {
+				t.Errorf("%s shows %s of %s", v.name, s.id, s.sender)
+			}
+		}
+	}
+	for _, p := range []*phone{c.ann, c.ben} {
+		if !slices.Contains(p.seenEvents(), "partner_disconnected") {
+			t.Errorf("%s was not told that the pair has ended", p.host)
+		}
+	}
 }

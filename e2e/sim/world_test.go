@@ -14,7 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,6 +36,10 @@ const (
 // tokenLife is longer than any world lasts.
 const tokenLife = admin.Duration(365 * 24 * time.Hour)
 
+// stopLimit is what the bounds of the daemon's parts add up to, however stuck
+// its clients are: a service manager's patience must not end before.
+const stopLimit = 15 * time.Second
+
 // world is a network with one server on it. Its methods are for the test's
 // goroutine.
 type world struct {
@@ -41,9 +47,10 @@ type world struct {
 	net  *simtest.Network
 	log  *slog.Logger
 	book *book
-	base string // a directory of the real file system, made outside the bubble
-	dirs int    // how many were given out below base
+	base string       // a directory of the real file system, made outside the bubble
+	dirs atomic.Int64 // how many were given out below base
 
+	doing     string // what the test is at, for its failure
 	serverDir string
 	stop      func() // ends the running server
 }
@@ -77,8 +84,7 @@ func (w *world) must(err error) {
 
 // newDir returns the name of a directory that does not exist yet.
 func (w *world) newDir(name string) string {
-	w.dirs++
-	return filepath.Join(w.base, fmt.Sprintf("%s-%d", name, w.dirs))
+	return filepath.Join(w.base, fmt.Sprintf("%s-%d", name, w.dirs.Add(1)))
 }
 
 // start runs the daemon on serverDir.
@@ -98,9 +104,13 @@ func (w *world) start() {
 	go func() { ended <- d.Run(ctx) }()
 	<-d.Ready()
 	w.stop = func() {
+		began := time.Now()
 		cancel()
 		if err := <-ended; err != nil {
 			w.t.Errorf("server: %v", err)
+		}
+		if took := time.Since(began); took > stopLimit {
+			w.t.Errorf("the server took %v to stop", took)
 		}
 		w.stop = func() {}
 	}
@@ -136,23 +146,33 @@ func (w *world) snapshot(dir, name string) string {
 	w.t.Helper()
 	synctest.Wait()
 	to := w.newDir(name)
-	w.must(filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		switch {
-		case e.IsDir():
-			return os.MkdirAll(filepath.Join(to, rel), 0o700)
-		case !e.Type().IsRegular() || e.Name() == "ballast":
-			return nil
-		}
-		return copySparse(path, filepath.Join(to, rel))
-	}))
+	w.must(copyDir(dir, to))
 	return to
+}
+
+// copyDir copies what a store has on disk. The log of the memtable, which
+// points into the value log, is copied first, so that a copy of a store that
+// is being written to is one that a crash could have left.
+func copyDir(from, to string) error {
+	var files, later []string
+	err := filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir():
+			return os.MkdirAll(filepath.Join(to, strings.TrimPrefix(path, from)), 0o700)
+		case !e.Type().IsRegular() || e.Name() == "ballast":
+		case filepath.Ext(path) == ".mem":
+			files = append(files, path)
+		default:
+			later = append(later, path)
+		}
+		return nil
+	})
+	for _, path := range append(files, later...) {
+		err = errors.Join(err, copySparse(path, filepath.Join(to, strings.TrimPrefix(path, from))))
+	}
+	return err
 }
 
 // copySparse copies a file and leaves its zero blocks holes: the store's files
@@ -258,7 +278,7 @@ func (w *world) await(limit time.Duration, say func() string, cond func() bool) 
 	end := time.Now().Add(limit)
 	for step := 10 * time.Millisecond; !cond(); step = min(2*step, 5*time.Second) {
 		if time.Now().After(end) {
-			w.t.Fatalf("after %v: %s", limit, say())
+			w.t.Fatalf("%s: after %v %s", w.doing, limit, say())
 		}
 		time.Sleep(step)
 	}
@@ -303,8 +323,16 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // wires are the connections of one host, oldest first. The zero value is none.
 type wires struct {
-	mu  sync.Mutex // guards the field below
-	all []*wire
+	mu    sync.Mutex // guards the fields below
+	all   []*wire
+	watch func(p []byte) // sees what is about to be written; nil for nobody
+}
+
+// watched sets who sees what is about to be written.
+func (ws *wires) watched(by func(p []byte)) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.watch = by
 }
 
 // dial connects and enters the connection.
@@ -315,7 +343,7 @@ func (ws *wires) dial(ctx context.Context, n *simtest.Network, from, to string) 
 	}
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	ws.all = append(ws.all, &wire{Conn: c})
+	ws.all = append(ws.all, &wire{Conn: c, of: ws})
 	return ws.all[len(ws.all)-1], nil
 }
 
@@ -334,6 +362,8 @@ func (ws *wires) newest() (sent, received []int64) {
 // boundaries of its packets, as far as one end can see them.
 type wire struct {
 	net.Conn
+	of *wires
+
 	mu       sync.Mutex // guards the fields below
 	out, in  int64
 	sent     []int64
@@ -341,6 +371,12 @@ type wire struct {
 }
 
 func (c *wire) Write(p []byte) (int, error) {
+	c.of.mu.Lock()
+	watch := c.of.watch
+	c.of.mu.Unlock()
+	if watch != nil {
+		watch(p)
+	}
 	n, err := c.Conn.Write(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
