@@ -131,7 +131,7 @@ func (p *phone) photoReceived(e *socketio.Event) {
 	if at.IsZero() {
 		at = time.Now()
 	}
-	p.u.photoAcked(id, at)
+	p.u.photoAcked(p, id, at)
 	p.ack(e, map[string]any{"success": true})
 }
 

@@ -22,6 +22,7 @@ type phone struct {
 
 	joined bool // guarded by u.mu
 	gone   bool // guarded by u.mu
+	takes  bool // guarded by u.mu: it has acknowledged a photo
 	lags   bool // guarded by u.mu: catchUp is due
 
 	beat  time.Time // of the last heartbeat; used by the socket's goroutine alone
@@ -93,7 +94,7 @@ func (p *phone) photoAnswered(photo string, args []json.RawMessage) {
 			return
 		}
 	}
-	p.u.photoAcked(photo, time.Now())
+	p.u.photoAcked(p, photo, time.Now())
 }
 
 // revoke ends the connection of somebody whose token counts no more.

@@ -16,12 +16,22 @@ import (
 var retryWaits = [...]time.Duration{10 * time.Second, 30 * time.Second, 60 * time.Second, 120 * time.Second}
 
 // When a photo is given up: it is acknowledged to the broker and kept as a
-// dead letter, because everything behind it waits.
+// dead letter, because everything behind it waits. Only sockets that have
+// acknowledged a photo before count as having refused this one: the app's
+// "connection" socket ignores photos and stays alive while the one that takes
+// them is dead (facts-app.md), and a photo must not be lost to that.
 const (
 	deadTries   = 5
 	deadSockets = 2
-	deadAfter   = 10 * time.Minute // of at least one live socket
+	deadAfter   = 10 * time.Minute // of at least one live socket that takes photos
+	deadSilent  = 6 * time.Hour    // of live sockets of which none ever took one
+	deadRounds  = 50               // to whatever sockets came and went
 )
+
+// silentWait is the time between emits, after the first few, to sockets of
+// which none has ever taken a photo: each costs the phone its data volume. A
+// socket that joins gets the photo at once in any case.
+const silentWait = 30 * time.Minute
 
 // How long a receipt's publish may take, and the waits before further tries,
 // which double.
@@ -42,6 +52,7 @@ type delivery struct {
 	text, binary *prepared // made at the first emit, dropped when acknowledged
 	round        int       // which emit to all is the newest
 	counted      bool      // the newest round was proven by a pong
+	tried        bool      // and by that of a socket that takes photos
 	timer        *time.Timer
 	attempts
 }
@@ -50,29 +61,54 @@ type delivery struct {
 // outlives sessions: a phone that comes and goes is no reason to start again.
 type attempts struct {
 	photo   string
-	tries   int             // rounds that a pong proved
-	sockets map[string]bool // ids of the sockets whose pong did; only as many as count
-	live    time.Duration   // with a live socket, up to liveFrom
-	from    time.Time       // since when a socket is live; zero: none is
+	rounds  int             // that any pong proved
+	tries   int             // rounds that the pong of a socket that takes photos proved
+	sockets map[string]bool // ids of those sockets; only as many as count
+	live    stopwatch       // runs while a socket that takes photos is there and has had it
+	silent  stopwatch       // runs while any socket is there and has had it
 }
 
-func (a *attempts) liveFor() time.Duration {
-	if a.from.IsZero() {
-		return a.live
+// stopwatch adds up times.
+type stopwatch struct {
+	sum  time.Duration
+	from time.Time // zero: stopped
+}
+
+func (w *stopwatch) start() {
+	if w.from.IsZero() {
+		w.from = time.Now()
 	}
-	return a.live + time.Since(a.from)
 }
 
-func (a *attempts) pause() { a.live, a.from = a.liveFor(), time.Time{} }
+func (w *stopwatch) stop() { w.sum, w.from = w.total(), time.Time{} }
+
+func (w *stopwatch) total() time.Duration {
+	if w.from.IsZero() {
+		return w.sum
+	}
+	return w.sum + time.Since(w.from)
+}
+
+func (a *attempts) pause() {
+	a.live.stop()
+	a.silent.stop()
+}
 
 func (a *attempts) exhausted() bool {
-	return a.tries >= deadTries && len(a.sockets) >= deadSockets || a.liveFor() >= deadAfter
+	return a.tries >= deadTries && len(a.sockets) >= deadSockets ||
+		a.live.total() >= deadAfter || a.silent.total() >= deadSilent || a.rounds >= deadRounds
 }
 
 // wait is the time from a pong to the next emit.
 func (a *attempts) wait() time.Duration {
-	w := retryWaits[min(max(a.tries, 1), len(retryWaits))-1]
-	return max(0, min(w, deadAfter-a.liveFor()))
+	w := retryWaits[min(max(a.rounds, 1), len(retryWaits))-1]
+	if a.live.from.IsZero() {
+		if a.rounds > len(retryWaits) {
+			w = silentWait
+		}
+		return max(0, min(w, deadSilent-a.silent.total()))
+	}
+	return max(0, min(w, deadAfter-a.live.total()))
 }
 
 // photo takes a photo from the broker; u.mu is held.
@@ -129,8 +165,8 @@ func (s *session) show(d *delivery) {
 		return
 	}
 	d.round++
-	d.counted = false
-	if d.round == 1 && d.tries == 0 {
+	d.counted, d.tried = false, false
+	if d.round == 1 && d.rounds == 0 {
 		s.u.b.metrics.emitted.Inc()
 	} else {
 		s.u.b.metrics.emittedAgain.Inc()
@@ -162,20 +198,27 @@ func (s *session) proven(p *phone, d *delivery, round int) {
 	if s.outstanding != d || s.ended {
 		return
 	}
-	if d.sockets == nil {
-		d.sockets = map[string]bool{}
+	if !p.gone {
+		d.silent.start()
 	}
-	if len(d.sockets) < deadSockets {
-		d.sockets[p.id()] = true
-	}
-	if d.from.IsZero() && len(s.u.audience(s.pair.ID)) > 0 {
-		d.from = time.Now()
+	if p.takes && !p.gone {
+		d.live.start()
+		if d.sockets == nil {
+			d.sockets = map[string]bool{}
+		}
+		if len(d.sockets) < deadSockets {
+			d.sockets[p.id()] = true
+		}
+		if !d.tried && d.round == round {
+			d.tried = true
+			d.tries++
+		}
 	}
 	if d.counted || d.round != round {
 		return
 	}
 	d.counted = true
-	d.tries++
+	d.rounds++
 	d.timer = time.AfterFunc(d.wait(), func() { s.overdue(d, round) })
 }
 
@@ -321,7 +364,7 @@ func (s *session) giveUp(d *delivery) {
 		Tries: d.tries, Sockets: len(d.sockets), At: time.Now().UTC(),
 	}
 	s.log.Warn("photo given up: no phone acknowledged it", "photo", d.m.ID, "sender", d.m.User,
-		"tries", d.tries, "live", d.liveFor())
+		"tries", d.tries, "live", d.live.total())
 	s.retire(d)
 	d.settling = true
 	if !s.begin() {

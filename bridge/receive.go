@@ -296,8 +296,15 @@ func (s *session) joined(p *phone) {
 
 // left notes that a phone has gone; u.mu is held.
 func (s *session) left() {
-	if s.outstanding != nil && len(s.u.audience(s.pair.ID)) == 0 {
-		s.outstanding.pause()
+	if s.outstanding == nil {
+		return
+	}
+	there := s.u.audience(s.pair.ID)
+	if len(there) == 0 {
+		s.outstanding.silent.stop()
+	}
+	if !slices.ContainsFunc(there, func(p *phone) bool { return p.takes }) {
+		s.outstanding.live.stop()
 	}
 }
 

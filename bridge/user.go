@@ -262,10 +262,11 @@ func (u *user) partner() (pair registry.Pair, partner string, ok bool) {
 	return pair, partner, ok
 }
 
-// photoAcked takes a phone's word that it has the photo, received at.
-func (u *user) photoAcked(id string, at time.Time) {
+// photoAcked takes p's word that it has the photo, received at.
+func (u *user) photoAcked(p *phone, id string, at time.Time) {
 	u.mu.Lock()
 	defer u.unlock()
+	p.takes = true
 	if u.session != nil && u.session.photoAcked(id, at) {
 		return
 	}
