@@ -71,7 +71,9 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 			return b.refuseConnect(cl, packets.Code{Code: packets.ErrServerBusy.Code, Reason: "the session cannot be stored: " + publicReason(err)})
 		}
 	}
-	if !who.Expires.IsZero() {
+	// The bridge's token is checked when it connects; whose phones it serves is
+	// checked by the bridge.
+	if !who.Expires.IsZero() && who.Role != token.RoleBridge {
 		c.expiry = time.AfterFunc(time.Until(who.Expires), func() { c.end(packets.ErrMaxConnectTime) })
 	}
 	return nil

@@ -22,7 +22,7 @@ func (h *hook) ID() string { return "pairsync" }
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
-		mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
+		mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
 		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnWill, mqtt.OnClientExpired:
 		return true
 	}
@@ -58,15 +58,6 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 // OnSessionEstablished runs after CONNACK.
 func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	h.b.established(clientOf(cl))
-}
-
-// OnPacketRead ends a connection whose PUBLISH has a topic name that is none
-// (MQTT 5, section 3.3.2.1): mochi passes over it and never answers.
-func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
-	if c := clientOf(cl); c != nil && pk.FixedHeader.Type == packets.Publish && !mqtt.IsValidFilter(pk.TopicName, true) {
-		c.end(packets.ErrTopicNameInvalid)
-	}
-	return pk, nil
 }
 
 // OnPacketEncode completes CONNACK with what mochi leaves out.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
@@ -171,6 +172,157 @@ func TestAdminSessionIsApart(t *testing.T) {
 		settle(time.Second)
 		if got := app.topics(); len(got) > 0 {
 			t.Errorf("the app got %v", got)
+		}
+	})
+}
+
+// TestNoPubackBeforeTheDisk: the answer waits for the ledger's.
+func TestNoPubackBeforeTheDisk(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		stored := make(chan struct{})
+		w.set(func() { w.onStored = func() { <-stored } })
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		answered := make(chan error, 1)
+		go func() { answered <- ann.send(moment.Photo, "p", "x") }()
+		settle(10 * time.Second)
+		select {
+		case err := <-answered:
+			t.Errorf("answered with %v before the ledger was", err)
+		default:
+		}
+		close(stored)
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestNoLocal: a filter with No Local does not bring back what its own client
+// published, durable or not.
+func TestNoLocal(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		all := func(noLocal bool) func(c *mqttlink.Config) {
+			return func(c *mqttlink.Config) {
+				c.Subscriptions = []mqttlink.Subscription{
+					{Filter: "pairs/" + w.pair.ID + "/photos/#", QoS: 1, NoLocal: noLocal},
+					{Filter: "pairs/" + w.pair.ID + "/live/#", NoLocal: noLocal},
+				}
+			}
+		}
+		ann, ben := w.connect("ann", all(true)), w.connect("ben", all(false))
+		defer ann.end()
+		defer ben.end()
+		for _, p := range []*peer{ann, ben} {
+			p.sendN(t, 0, 1)
+			if err := p.Publish(t.Context(), mqttlink.Publish{Topic: moment.LiveTopic(w.pair.ID, p.user, "x"), Payload: []byte("x"), QoS: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle(time.Second)
+		if got := ann.topics(); len(got) != 2 || ann.last(moment.LiveTopic(w.pair.ID, "ann", "x")) != nil {
+			t.Errorf("ann got %v, want ben's two", got)
+		}
+		if got := ben.topics(); len(got) != 4 {
+			t.Errorf("ben got %v, want his own and ann's", got)
+		}
+	})
+}
+
+// TestUnsubscribeAndCleanStart: what was unsubscribed, or belonged to a session
+// that a clean start ended, is not delivered later.
+func TestUnsubscribeAndCleanStart(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ann := w.connect("ann", nil)
+		phone := func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") }
+		ben := w.connect("ben", nil)
+		filter := w.photosOf("ann")[0]
+		if err := ben.Subscribe(t.Context(), filter); err != nil {
+			t.Fatal(err)
+		}
+		if err := ben.Unsubscribe(t.Context(), filter.Filter); err != nil {
+			t.Fatal(err)
+		}
+		ann.sendN(t, 0, 2)
+		ben.end()
+		ann.end()
+		w.restart()
+		ann = w.connect("ann", nil)
+		defer ann.end()
+		ben = w.connect("ben", phone) // subscribes again
+		want := ann.sendN(t, 2, 4)
+		settle(time.Second)
+		ben.end()
+		if diff := cmp.Diff(want, ben.topics()); diff != "" {
+			t.Errorf("subscribed again (-want +got):\n%s", diff)
+		}
+		ann.sendN(t, 4, 6)
+		ben = w.connect("ben", func(c *mqttlink.Config) { phone(c); c.CleanStart = true })
+		defer ben.end()
+		settle(time.Second)
+		if got := ben.topics(); len(got) > 0 {
+			t.Errorf("after a clean start: %v", got)
+		}
+	})
+}
+
+// TestFilterStartsWhereItWasSubscribed, also where the session has not come
+// that far in the log yet.
+func TestFilterStartsWhereItWasSubscribed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		w.hold = true
+		ben := w.connect("ben", func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") })
+		defer ben.end()
+		want := ann.sendN(t, 0, 20) // more than the window
+		note := func(id string) {
+			if err := ann.send(moment.Note, id, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		note("before")
+		if err := ben.Subscribe(t.Context(), mqttlink.Subscription{Filter: moment.KindFilter(w.pair.ID, moment.Note, "ann"), QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+		note("after")
+		ben.mu.Lock()
+		ben.hold = false
+		for _, m := range ben.got {
+			m.Ack()
+		}
+		ben.mu.Unlock()
+		settle(time.Second)
+		if diff := cmp.Diff(append(want, "pairs/"+w.pair.ID+"/notes/ann/after"), ben.topics()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestMessageExpiry: what has expired (MQTT 5, section 3.3.2.3.3) is passed
+// over, what follows is delivered.
+func TestMessageExpiry(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		phone := func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") }
+		w.connect("ben", phone).end()
+		c := w.raw()
+		defer c.Close()
+		c.Write(w.connectBytes(t, "ann", "x", nil))
+		c.Write(encode(t, packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, ProtocolVersion: 5,
+			PacketID: 1, TopicName: "pairs/" + w.pair.ID + "/photos/ann/short", Payload: []byte("x"),
+			Properties: packets.Properties{MessageExpiryInterval: 60},
+		}))
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		settle(time.Second)
+		want := ann.sendN(t, 0, 1)
+		settle(2 * time.Minute)
+		ben := w.connect("ben", phone)
+		defer ben.end()
+		settle(time.Second)
+		if diff := cmp.Diff(want, ben.topics()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
 }

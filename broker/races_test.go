@@ -68,17 +68,17 @@ func TestConnectWhileItsSessionEnds(t *testing.T) {
 		w.connect("ben", frame).end()
 		settle(10 * time.Second)
 		ending := make(chan struct{})
-		w.onApply = func(ops []kv.Op) error {
+		w.apply(func(ops []kv.Op) error {
 			if ops[0].Key == "session/ben/frame" && ops[0].Delete {
 				close(ending)
 				time.Sleep(2 * time.Second)
 			}
 			return nil
-		}
+		})
 		<-ending
 		ben := w.connect("ben", frame)
 		settle(10 * time.Second)
-		w.onApply = nil
+		w.apply(nil)
 		ben.end()
 		want := ann.sendN(t, 0, 3)
 		ann.end()
@@ -100,7 +100,7 @@ func TestRevokedWhileItConnects(t *testing.T) {
 			t.Fatal(err)
 		}
 		raw := w.token(token.Principal{User: "cat", Device: d.ID, Role: token.RoleDevice})
-		w.onApply = func(ops []kv.Op) error {
+		w.apply(func(ops []kv.Op) error {
 			if ops[0].Key != "session/cat/"+d.ID || ops[0].Delete {
 				return nil
 			}
@@ -111,7 +111,7 @@ func TestRevokedWhileItConnects(t *testing.T) {
 				runtime.Gosched()
 			}
 			return nil
-		}
+		})
 		p := w.connect("cat", withToken(raw))
 		defer p.end()
 		settle(10 * time.Second)
@@ -129,12 +129,12 @@ func TestRevokedWhileItConnects(t *testing.T) {
 // taken for one that is, when its client tries again.
 func TestRefusedSessionIsForgotten(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		w.onApply = func(ops []kv.Op) error {
+		w.apply(func(ops []kv.Op) error {
 			if strings.HasPrefix(ops[0].Key, "session/cat/") {
 				return ledger.ErrFull
 			}
 			return nil
-		}
+		})
 		if got := w.refusedWith("cat", func(*mqttlink.Config) {}); got.Code != 0x89 || !strings.Contains(got.Reason, "full") {
 			t.Errorf("refused with 0x%02X %q, want 0x89 storage full", got.Code, got.Reason)
 		}
@@ -148,12 +148,12 @@ func TestRefusedSessionIsForgotten(t *testing.T) {
 // of the pair is trimmed: the partner has not even begun to follow it.
 func TestTrimWaitsForThePair(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		w.onApply = func(ops []kv.Op) error {
+		w.apply(func(ops []kv.Op) error {
 			if ops[0].Key == "session/cat/app" {
 				return ledger.ErrFull
 			}
 			return nil
-		}
+		})
 		pair, err := w.reg.CreatePair(t.Context(), "cat", "dan")
 		if err != nil {
 			t.Fatal(err)
@@ -165,7 +165,7 @@ func TestTrimWaitsForThePair(t *testing.T) {
 			t.Fatal(err)
 		}
 		settle(20 * time.Second)
-		w.onApply = nil
+		w.apply(nil)
 		settle(20 * time.Second)
 		dan := w.asApp("dan", nil)
 		defer dan.end()
@@ -236,17 +236,54 @@ func TestDeleteThatFails(t *testing.T) {
 		ann := w.connect("ann", nil)
 		defer ann.end()
 		ann.sendN(t, 0, 1)
-		w.onRemove = func() error { return ledger.ErrUnhealthy }
+		w.set(func() { w.onRemove = func() error { return ledger.ErrUnhealthy } })
 		var re *mqttlink.ReasonError
 		if err := ann.send(moment.Delete, "p000", ""); !errors.As(err, &re) || re.Code != 0x83 {
 			t.Errorf("a delete that was not carried out: %v, want 0x83", err)
 		}
-		w.onRemove = nil
+		w.set(func() { w.onRemove = nil })
 		if err := ann.send(moment.Delete, "p000", ""); err != nil {
 			t.Error(err)
 		}
 		if st, err := w.ledger.Stat(t.Context(), ledger.PairLog(w.pair.ID)); err != nil || st.Bytes != 0 {
 			t.Errorf("%d bytes are left (%v)", st.Bytes, err)
+		}
+	})
+}
+
+// TestSubscriptionSurvivesACrash: SUBACK says that it is on disk.
+func TestSubscriptionSurvivesACrash(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ben := w.connect("ben", nil)
+		if err := ben.Subscribe(t.Context(), w.photosOf("ann")[0]); err != nil {
+			t.Fatal(err)
+		}
+		w.crash(ben.end)
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		want := ann.sendN(t, 0, 2)
+		ben = w.connect("ben", nil) // and does not subscribe again
+		defer ben.end()
+		settle(time.Second)
+		if diff := cmp.Diff(want, ben.topics()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestTooManySessions: the one that has been offline longest makes room, and
+// never the app's.
+func TestTooManySessions(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.stop()
+		w.cfg.UserSessions = 3
+		w.start()
+		for _, id := range []string{"a", "b", "c"} {
+			w.connect("ben", func(c *mqttlink.Config) { c.ClientID = id }).end()
+			settle(time.Minute)
+		}
+		if got, want := w.sessionIDs(), "ann/app ben/app ben/b ben/c"; got != want {
+			t.Errorf("sessions %s, want %s", got, want)
 		}
 	})
 }

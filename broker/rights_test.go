@@ -1,11 +1,14 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
@@ -238,6 +241,52 @@ func TestPairRemoved(t *testing.T) {
 		again, err := w.reg.CreatePair(t.Context(), "ben", "ann")
 		if err != nil || again.ID == w.pair.ID {
 			t.Fatalf("pairing again: %v, %v", again, err)
+		}
+	})
+}
+
+// TestOldPublisherIsNotLiedTo: MQTT 3.1.1 knows no reason codes, so a refused
+// publish is not acknowledged and the connection ends after a while.
+func TestOldPublisherIsNotLiedTo(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		c := w.raw()
+		c.Write(w.connectBytes(t, "ann", "x", func(pk *packets.Packet) {
+			pk.ProtocolVersion = 4
+			pk.Connect.UsernameFlag, pk.Connect.Username = true, []byte("ann")
+		}))
+		c.Write(encode(t, packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, ProtocolVersion: 4,
+			PacketID: 1, TopicName: "pairs/" + w.pair.ID + "/photos/ben/x", Payload: []byte("x"),
+		}))
+		start := time.Now()
+		got := ended(t, c, time.Minute)
+		if want := []byte{0x20, 2, 0, 0}; !bytes.Equal(got, want) || time.Since(start) != refusalWait {
+			t.Errorf("got % x in %v, want CONNACK alone (% x) in %v", got, time.Since(start), want, refusalWait)
+		}
+	})
+}
+
+// TestConnectionEndsWithItsToken, and the session stays.
+func TestConnectionEndsWithItsToken(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		raw, _, err := w.signer.Sign(token.Principal{User: "ben", Role: token.RoleApp}, 90*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ben := w.connect("ben", func(c *mqttlink.Config) {
+			withToken(raw)(c)
+			c.MinBackoff, c.MaxBackoff = time.Hour, time.Hour
+		})
+		defer ben.end()
+		settle(2 * time.Minute)
+		ben.mu.Lock()
+		var re *mqttlink.ReasonError
+		if len(ben.down) == 0 || !errors.As(ben.down[0], &re) || re.Code != 0xA0 {
+			t.Errorf("ended with %v, want 0xA0 Maximum connect time", ben.down)
+		}
+		ben.mu.Unlock()
+		if got := w.sessionIDs(); !strings.Contains(got, "ben/ben-phone") {
+			t.Errorf("sessions %s, want ben's", got)
 		}
 	})
 }

@@ -33,8 +33,10 @@ type world struct {
 
 	// What a test puts between the broker and its store, or changes in it.
 	quotas   badgerledger.Config
+	faults   sync.Mutex              // guards the fields below
 	onApply  func(ops []kv.Op) error // before each KV write of the broker; errLost: the write is lost
 	onRemove func() error            // before each Remove of the ledger
+	onStored func()                  // after an append is on disk, before the broker hears of it
 
 	db     *badgerdb.DB
 	ledger ledger.Ledger
@@ -118,7 +120,10 @@ type faultyKV struct {
 }
 
 func (f faultyKV) Apply(ctx context.Context, ops ...kv.Op) error {
-	if fn := f.w.onApply; fn != nil {
+	f.w.faults.Lock()
+	fn := f.w.onApply
+	f.w.faults.Unlock()
+	if fn != nil {
 		if err := fn(ops); errors.Is(err, errLost) {
 			return nil
 		} else if err != nil {
@@ -134,7 +139,10 @@ type faultyLedger struct {
 }
 
 func (f faultyLedger) Remove(ctx context.Context, log ledger.LogID, key moment.Key) error {
-	if fn := f.w.onRemove; fn != nil {
+	f.w.faults.Lock()
+	fn := f.w.onRemove
+	f.w.faults.Unlock()
+	if fn != nil {
 		if err := fn(); err != nil {
 			return err
 		}
@@ -142,25 +150,50 @@ func (f faultyLedger) Remove(ctx context.Context, log ledger.LogID, key moment.K
 	return f.Ledger.Remove(ctx, log, key)
 }
 
+func (f faultyLedger) Submit(ctx context.Context, log ledger.LogID, m moment.Moment, done func(ledger.Result)) error {
+	f.w.faults.Lock()
+	fn := f.w.onStored
+	f.w.faults.Unlock()
+	if fn == nil {
+		return f.Ledger.Submit(ctx, log, m, done)
+	}
+	return f.Ledger.Submit(ctx, log, m, func(r ledger.Result) {
+		go func() {
+			fn()
+			done(r)
+		}()
+	})
+}
+
+// set changes what happens between the broker and its store.
+func (w *world) set(change func()) {
+	w.faults.Lock()
+	defer w.faults.Unlock()
+	change()
+}
+
+// apply sets onApply.
+func (w *world) apply(fn func(ops []kv.Op) error) { w.set(func() { w.onApply = fn }) }
+
 // slow makes each write of key take d.
 func (w *world) slow(key string, d time.Duration) {
-	w.onApply = func(ops []kv.Op) error {
+	w.apply(func(ops []kv.Op) error {
 		if slices.ContainsFunc(ops, func(op kv.Op) bool { return op.Key == key }) {
 			time.Sleep(d)
 		}
 		return nil
-	}
+	})
 }
 
 // crash ends the broker as kill -9 does: what it would still write is
 // lost. clients are ended with it.
 func (w *world) crash(clients ...func()) {
-	w.onApply = func([]kv.Op) error { return errLost }
+	w.apply(func([]kv.Op) error { return errLost })
 	for _, end := range clients {
 		end()
 	}
 	w.stop()
-	w.onApply = nil
+	w.apply(nil)
 	w.start()
 }
 

@@ -30,51 +30,34 @@ func TestAgentCrash(t *testing.T) {
 	f := newFrame(t, s, c.ben)
 	f.broker = "mqtt://" + g.addr
 	f.connect(t)
-	seen := newRecord[*mqttlink.Message]()
-	ann := newLink(t, s, c.ann, mqttlink.Config{
-		ClientID: "ann", SessionExpiry: time.Hour,
-		Subscriptions: []mqttlink.Subscription{
-			{Filter: moment.KindFilter(c.id, moment.Receipt, c.ben), QoS: 1},
-			{Filter: moment.KindFilter(c.id, moment.Photo, c.ben), QoS: 1},
-		},
-		Receive: func(m *mqttlink.Message) {
-			seen.add(m)
-			if err := m.Ack(); err != nil {
-				t.Errorf("ann: %v", err)
-			}
-		},
-	})
-
-	var sent []arrival
-	publish := func(n int) {
-		for range n {
-			id, image := fmt.Sprintf("m-%06d", len(sent)), newPhoto(2000)
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			if err := ann.Publish(ctx, mqttlink.Publish{Topic: c.photoTopic(c.ann, id), Payload: image, QoS: 1}); err != nil {
-				t.Fatal(err)
-			}
-			cancel()
-			sent = append(sent, arrival{id, sum(image)})
-		}
-	}
+	ann := newTeller(t, s, c)
 	var outgoing []string
 	for i := range rounds(t) {
 		if i%2 == 0 {
 			// Stored but not acknowledged: the server hears nothing more.
+			// Its window must be empty before, or nothing new would come.
+			eventually(t, "the frame to have acknowledged all", func() bool {
+				session := s.session(t, c.ben+"/"+f.id)
+				return session.Connected && session.Backlog == 0
+			})
 			g.mute()
-			publish(1 + rng.IntN(20))
-			eventually(t, "the first photo to be stored", func() bool { return len(f.list(t)) > 0 && f.list(t)[0].Moment >= sent[0].id })
+			fresh := ann.publish(t, 1+rng.IntN(20))
+			eventually(t, "the first of them to be stored", func() bool {
+				list := f.list(t)
+				return len(list) > 0 && list[0].Moment >= fresh[0].id
+			})
 		} else {
-			publish(10 + rng.IntN(20))
+			ann.publish(t, 10+rng.IntN(20))
 			pass(t, time.Duration(rng.IntN(50))*time.Millisecond)
 		}
 		outgoing = append(outgoing, queuePhoto(t, f))
 		f.proc.kill(t)
 		g.open()
-		f.start()
+		f.start(t)
 	}
-	publish(1)
+	ann.publish(t, 1)
 
+	sent := ann.sent
 	f.has(t, sent[len(sent)-1].id)
 	var got []arrival
 	for _, p := range slices.Backward(f.list(t)) {
@@ -83,7 +66,49 @@ func TestAgentCrash(t *testing.T) {
 	if !slices.Equal(got, sent) {
 		t.Errorf("the frame has %v\nwant %v", got, sent)
 	}
-	checkTold(t, seen, f.id, sent, outgoing)
+	checkTold(t, ann.seen, f.id, sent, outgoing)
+}
+
+// teller is ann, who sends photos and hears what becomes of them.
+type teller struct {
+	pair couple
+	link *mqttlink.Link
+	sent []arrival
+	seen *record[*mqttlink.Message] // ben's receipts and photos
+}
+
+func newTeller(t *testing.T, s *server, c couple) *teller {
+	t.Helper()
+	ann := &teller{pair: c, seen: newRecord[*mqttlink.Message]()}
+	ann.link = newLink(t, s, c.ann, mqttlink.Config{
+		ClientID: "ann", SessionExpiry: time.Hour,
+		Subscriptions: []mqttlink.Subscription{
+			{Filter: moment.KindFilter(c.id, moment.Receipt, c.ben), QoS: 1},
+			{Filter: moment.KindFilter(c.id, moment.Photo, c.ben), QoS: 1},
+		},
+		Receive: func(m *mqttlink.Message) {
+			ann.seen.add(m)
+			if err := m.Ack(); err != nil {
+				t.Errorf("ann: %v", err)
+			}
+		},
+	})
+	return ann
+}
+
+// publish sends n photos and returns them.
+func (ann *teller) publish(t *testing.T, n int) []arrival {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range n {
+		id, image := fmt.Sprintf("m-%06d", len(ann.sent)), newPhoto(2000)
+		if err := ann.link.Publish(ctx, mqttlink.Publish{Topic: ann.pair.photoTopic(ann.pair.ann, id), Payload: image, QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+		ann.sent = append(ann.sent, arrival{id, sum(image)})
+	}
+	return ann.sent[len(ann.sent)-n:]
 }
 
 // queuePhoto has the frame send a photo and does not wait for it.

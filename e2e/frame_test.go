@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,11 +38,17 @@ func newFrame(t testing.TB, s *server, user string) *frame {
 	return f
 }
 
-// start starts the agent and does not wait for it.
-func (f *frame) start() {
-	f.proc = start(f.owner, "pairsync-agent run", []string{"PAIRSYNC_AGENT_LOG_LEVEL=debug"}, programs.agent, "run",
+// start starts the agent and waits until it answers commands: one that came
+// before would open the store itself, and the agent could not.
+func (f *frame) start(t testing.TB) {
+	t.Helper()
+	f.proc = start(f.owner, "pairsync-agent run", []string{"PAIRSYNC_AGENT_LOG_LEVEL=debug", "PAIRSYNC_AGENT_KEEP_PHOTOS=1000000"}, programs.agent, "run",
 		"--data-dir", f.dir, "--broker", f.broker, "--token-file", f.tokenFile, "--kiosk-listen", "127.0.0.1:0")
 	f.server.secrets.watch(f.proc)
+	eventually(t, "the agent to answer", func() bool {
+		c, err := net.Dial("unix", filepath.Join(f.dir, "agent.sock"))
+		return err == nil && c.Close() == nil
+	})
 }
 
 // cli runs a command of the agent and returns what it prints.
@@ -50,10 +57,16 @@ func (f *frame) cli(t testing.TB, args ...string) string {
 	return output(t, programs.agent, append(args, "--data-dir", f.dir)...)
 }
 
-// connect starts the agent and waits until it is connected and knows its pair.
+// connect starts the agent and waits until it is connected.
 func (f *frame) connect(t testing.TB) {
 	t.Helper()
-	f.start()
+	f.start(t)
+	f.awaitConnected(t)
+}
+
+// awaitConnected waits until the agent is connected and knows its pair.
+func (f *frame) awaitConnected(t testing.TB) {
+	t.Helper()
 	eventually(t, "the frame to connect", func() bool {
 		code, out := runs(t, programs.agent, "status", "--json", "--data-dir", f.dir)
 		var st agent.Status

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,7 +32,11 @@ func newMosquitto(t testing.TB, version string, s *server, user string) mosquitt
 
 func (m mosquitto) args(args []string) []string {
 	host, port, _ := net.SplitHostPort(m.server.mqtt) // our own address
-	return slices.Concat([]string{"-V", m.version, "-h", host, "-p", port, "-u", m.user, "-P", m.token}, args)
+	all := []string{"-V", m.version, "-h", host, "-p", port, "-u", m.user}
+	if m.token != "" {
+		all = append(all, "-P", m.token)
+	}
+	return append(all, args...)
 }
 
 // pub runs mosquitto_pub and returns its exit code and what it said.
@@ -192,13 +195,12 @@ func TestMosquittoForeignPair(t *testing.T) {
 					t.Errorf("subscribe to %s: want %q, got:\n%s", filter, want.suback, p.text())
 				}
 			}
-			for _, topic := range []string{c.photoTopic(c.ann, newID("m")), c.photoTopic(other.ann, newID("m")), other.photoTopic(other.ben, newID("m"))} {
-				code, said := eve.pub(t, topic, newPhoto(10), "-q", "1")
-				if !strings.Contains(said, want.pub) || version == v311 && code == 0 {
-					t.Errorf("publish to %s: exit code %d, %q, want %q", topic, code, said, want.pub)
-				}
-				eve.pub(t, topic, newPhoto(10), "-q", "0") // nobody hears of it, and nothing happens
+			topic := c.photoTopic(c.ann, newID("m"))
+			code, said := eve.pub(t, topic, newPhoto(10), "-q", "1")
+			if !strings.Contains(said, want.pub) || version == v311 && code == 0 {
+				t.Errorf("publish: exit code %d, %q, want %q", code, said, want.pub)
 			}
+			eve.pub(t, topic, newPhoto(10), "-q", "0") // nobody hears of it, and nothing happens
 		})
 	}
 	watch.expect(t)

@@ -49,7 +49,10 @@ func openJS(t testing.TB, n *node, url string, version int, token string, more m
 	t.Helper()
 	c := &jsClient{node: n, name: newID("js"), version: version}
 	c.events = n.client(c.name)
-	options := map[string]any{"protocolVersion": version, "password": token, "username": ""}
+	options := map[string]any{"protocolVersion": version, "username": "", "password": token}
+	if token == "" {
+		delete(options, "password")
+	}
 	maps.Copy(options, more)
 	n.must(t, map[string]any{"do": "open", "of": c.name, "url": url, "options": options})
 	return c
@@ -198,47 +201,54 @@ func TestMQTTJSForeignPair(t *testing.T) {
 	s, n := newServer(t), newNode(t, "mqttjs.mjs")
 	c, other := s.pair(t), s.pair(t)
 	watch := newWatcher(t, s, c)
-	eachJS(t, func(t *testing.T, version int, url func(*server) string) {
-		eve := newJS(t, n, url(s), version, s.token(t, other.ann), nil)
+	var refusals []func()
+	eachJS(t, func(sub *testing.T, version int, url func(*server) string) {
+		eve := newJS(sub, n, url(s), version, s.token(t, other.ann), nil)
 		want := "Not authorized"
 		if version == 4 {
 			want = "Unspecified error" // 0x80 has no meaning there but failure
 		}
-		if granted, err := eve.subscribe(t, "pairs/"+c.id+"/photos/#"); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("subscribe: granted %d, %v, want %q", granted, err, want)
+		if granted, err := eve.subscribe(sub, "pairs/"+c.id+"/photos/#"); err == nil || !strings.Contains(err.Error(), want) {
+			sub.Errorf("subscribe: granted %d, %v, want %q", granted, err, want)
 		}
 		topic := c.photoTopic(c.ann, newID("m"))
 		if version == 5 {
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(sub.Context(), patience)
 			defer cancel()
 			if err := eve.publish(ctx, topic, newPhoto(10), map[string]any{"qos": 1}); errorCode(err) != 0x87 {
-				t.Errorf("publish: %v, want code 0x87", err)
+				sub.Errorf("publish: %v, want code 0x87", err)
 			}
-			eve.do(t, "close")
+			eve.do(sub, "close")
 			return
 		}
-		refusedByClosing(t, eve, topic, newPhoto(10))
+		refusals = append(refusals, startRefused(t, eve, topic, newPhoto(10)))
 	})
+	for _, awaitRefusal := range refusals {
+		awaitRefusal()
+	}
 	watch.expect(t)
 }
 
-// refusedByClosing publishes with 3.1.1, which knows no refusal but the end of
-// the connection.
-func refusedByClosing(t *testing.T, c *jsClient, topic string, payload []byte) {
+// startRefused publishes with 3.1.1, which knows no refusal but the end of the
+// connection, and returns what waits for that.
+func startRefused(t *testing.T, c *jsClient, topic string, payload []byte) (awaitRefusal func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	answered := make(chan error, 1)
 	began := time.Now()
 	go func() { answered <- c.publish(ctx, topic, payload, map[string]any{"qos": 1}) }()
-	c.await(t, "close", 1)
-	if took := time.Since(began); took < time.Second {
-		t.Errorf("closed after %v: a client that tries again would do so without a pause", took)
+	return func() {
+		t.Helper()
+		c.await(t, "close", 1)
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("closed after %v: a client that tries again would do so without a pause", took)
+		}
+		cancel()
+		if err := <-answered; !errors.Is(err, context.Canceled) {
+			t.Errorf("publish to %s was answered with %v, want no answer", topic, err)
+		}
+		c.do(t, "abandon")
 	}
-	cancel()
-	if err := <-answered; !errors.Is(err, context.Canceled) {
-		t.Errorf("publish was answered with %v, want no answer", err)
-	}
-	c.do(t, "abandon")
 }
 
 // TestMQTTJSQoS2 publishes at QoS 2 with 3.1.1.
@@ -285,59 +295,15 @@ func TestRetained(t *testing.T) {
 			c := s.pair(t)
 			base := "pairs/" + c.id
 			ann := newPhone(t, phones, s, c.ann, phoneOptions{})
-			image := newPhoto(10 << 10)
-			o := photoFor(c.ben, image)
+			o := photoFor(c.ben, newPhoto(10<<10))
 			ann.send(t, o)
 
 			widget := newJS(t, n, jsTransports["tcp"](s), version, s.token(t, c.ben), nil)
 			if granted, err := widget.subscribe(t, base+"/#"); granted > 1 || err != nil {
 				t.Fatalf("subscribe: granted %d, %v", granted, err)
 			}
-			byTopic := map[string]jsMessage{}
-			for _, m := range widget.messages(t, 4) {
-				byTopic[m.Topic] = m
-			}
-			var info struct {
-				Users []struct{ ID, Name string }
-			}
-			retained(t, byTopic, base+"/info", &info)
-			if len(info.Users) != 2 || info.Users[0].ID != c.ann || info.Users[1].ID != c.ben {
-				t.Errorf("info: %+v", info)
-			}
-			var newest struct {
-				Sender, Moment, Type, URL string
-				Bytes                     int
-			}
-			retained(t, byTopic, base+"/newest", &newest)
-			if newest.Sender != c.ann || newest.Moment != o.PhotoID || newest.Type != "image/jpeg" || newest.Bytes != len(image) || !strings.HasPrefix(newest.URL, "http://") {
-				t.Errorf("newest: %+v", newest)
-			}
-			for user, online := range map[string]bool{c.ann: true, c.ben: false} {
-				var p struct{ Online bool }
-				retained(t, byTopic, base+"/presence/"+user, &p)
-				if p.Online != online {
-					t.Errorf("presence of %s: online %v, want %v", user, p.Online, online)
-				}
-			}
-
-			// The pictures themselves come only to whom asks for them by name.
-			latest := base + "/latest/" + c.ann
-			if _, err := widget.subscribe(t, latest); err != nil {
-				t.Fatal(err)
-			}
-			widget.events.await(t, "the latest photo", func(list []event) bool {
-				for _, m := range named[jsMessage](t, list, "message") {
-					if m.Topic == latest {
-						return m.Retain && string(m.Payload) == string(image) && (version == 4 || m.Properties["moment"] == o.PhotoID)
-					}
-				}
-				return false
-			})
-			for topic := range byTopic {
-				if strings.HasPrefix(topic, base+"/latest/") {
-					t.Errorf("%s came to a subscriber of %s/#", topic, base)
-				}
-			}
+			checkRetained(t, widget, c, o)
+			checkLatest(t, widget, c, o)
 
 			ann.do(t, "close")
 			widget.events.await(t, "ann to be offline", func(list []event) bool {
@@ -350,6 +316,60 @@ func TestRetained(t *testing.T) {
 			})
 		})
 	}
+}
+
+// checkRetained checks what widget is told when it subscribes to the whole
+// pair, after ann has sent o.
+func checkRetained(t *testing.T, widget *jsClient, c couple, o sendPhoto) {
+	t.Helper()
+	base, byTopic := "pairs/"+c.id, map[string]jsMessage{}
+	for _, m := range widget.messages(t, 4) {
+		byTopic[m.Topic] = m
+	}
+	var info struct {
+		Users []struct{ ID, Name string }
+	}
+	retained(t, byTopic, base+"/info", &info)
+	if len(info.Users) != 2 || info.Users[0].ID != c.ann || info.Users[1].ID != c.ben {
+		t.Errorf("info: %+v", info)
+	}
+	var newest struct {
+		Sender, Moment, Type, URL string
+		Bytes                     int
+	}
+	retained(t, byTopic, base+"/newest", &newest)
+	if newest.Sender != c.ann || newest.Moment != o.PhotoID || newest.Type != "image/jpeg" || newest.Bytes != len(o.image(t)) || !strings.HasPrefix(newest.URL, "http://") {
+		t.Errorf("newest: %+v", newest)
+	}
+	for user, online := range map[string]bool{c.ann: true, c.ben: false} {
+		var p struct{ Online bool }
+		retained(t, byTopic, base+"/presence/"+user, &p)
+		if p.Online != online {
+			t.Errorf("presence of %s: online %v, want %v", user, p.Online, online)
+		}
+	}
+	for topic := range byTopic {
+		if strings.HasPrefix(topic, base+"/latest/") {
+			t.Errorf("%s came to a subscriber of %s/#", topic, base)
+		}
+	}
+}
+
+// checkLatest asks for the newest picture by name: no other filter brings it.
+func checkLatest(t *testing.T, widget *jsClient, c couple, o sendPhoto) {
+	t.Helper()
+	latest := "pairs/" + c.id + "/latest/" + c.ann
+	if _, err := widget.subscribe(t, latest); err != nil {
+		t.Fatal(err)
+	}
+	widget.events.await(t, "the latest photo", func(list []event) bool {
+		for _, m := range named[jsMessage](t, list, "message") {
+			if m.Topic == latest {
+				return m.Retain && string(m.Payload) == string(o.image(t)) && (widget.version == 4 || m.Properties["moment"] == o.PhotoID)
+			}
+		}
+		return false
+	})
 }
 
 func retained(t *testing.T, byTopic map[string]jsMessage, topic string, v any) {

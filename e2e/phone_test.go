@@ -36,11 +36,10 @@ type phone struct {
 
 // phoneOptions says what is special about a phone.
 type phoneOptions struct {
-	transports []string // websocketOnly by default
-	receive    string   // byEvent by default
-	token      string   // instead of a good one
-	silent     bool     // it does not join its room
-	auth       map[string]any
+	transports []string       // websocketOnly by default
+	receive    string         // byEvent by default
+	token      string         // instead of a good one
+	auth       map[string]any // instead of {token}
 }
 
 // openPhone opens a socket and does not wait for it.
@@ -59,14 +58,10 @@ func openPhone(t testing.TB, n *node, s *server, user string, o phoneOptions) *p
 	if o.auth != nil {
 		auth = o.auth
 	}
-	join := user
-	if o.silent {
-		join = ""
-	}
 	p := &phone{node: n, name: newID("phone"), user: user}
 	p.events = n.client(p.name)
 	n.must(t, map[string]any{
-		"do": "open", "of": p.name, "url": "http://" + s.http, "user": join, "receive": o.receive,
+		"do": "open", "of": p.name, "url": "http://" + s.http, "user": user, "receive": o.receive,
 		"options": map[string]any{"transports": o.transports, "auth": auth},
 	})
 	return p
@@ -185,11 +180,16 @@ type receivedPhoto struct {
 }
 
 // image returns the picture's bytes.
-func (r receivedPhoto) image(t testing.TB) []byte {
+func (r receivedPhoto) image(t testing.TB) []byte { return decoded(t, r.PhotoData) }
+
+// image returns the picture's bytes.
+func (s sendPhoto) image(t testing.TB) []byte { return decoded(t, s.PhotoData) }
+
+func decoded(t testing.TB, text string) []byte {
 	t.Helper()
-	b, err := base64.StdEncoding.DecodeString(r.PhotoData)
+	b, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
-		t.Fatalf("photo %s: %v", r.PhotoID, err)
+		t.Fatalf("%s: %v", clip(text), err)
 	}
 	return b
 }

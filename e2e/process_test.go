@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -105,6 +106,11 @@ type process struct {
 	done  chan struct{} // closed when it has ended
 }
 
+// environment is ours without any settings of the programs under test.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PAIRSYNC_") })
+}
+
 // start starts a program; it is killed when the test ends, and what it said is
 // shown when the test has failed.
 func start(t testing.TB, name string, env []string, argv ...string) *process {
@@ -112,7 +118,7 @@ func start(t testing.TB, name string, env []string, argv ...string) *process {
 	p := &process{name: name, cmd: exec.Command(argv[0], argv[1:]...), out: newRecord[string](), done: make(chan struct{})}
 	lines := &lineWriter{line: p.out.add}
 	p.cmd.Stdout, p.cmd.Stderr = lines, lines
-	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Env = append(environment(), env...)
 	var err error
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
@@ -130,7 +136,7 @@ func start(t testing.TB, name string, env []string, argv ...string) *process {
 		p.signal(t, syscall.SIGKILL)
 		<-p.done
 		if t.Failed() {
-			t.Logf("%s said at last:\n%s", name, last(p.out.all(), 40))
+			t.Logf("%s said at last:\n%s", name, last(p.out.all(), 15))
 		}
 	})
 	return p
@@ -182,6 +188,7 @@ func runs(t testing.TB, program string, args ...string) (code int, out string) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = environment()
 	b, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); ctx.Err() != nil || err != nil && !errors.As(err, &exit) {
 		t.Fatalf("%s %s: %v %v\n%s", program, strings.Join(args, " "), err, ctx.Err(), b)

@@ -32,37 +32,60 @@ func TestPhotoTravels(t *testing.T) {
 			awaitPresence(t, ann, c.ben, true)
 			awaitPresence(t, ben, c.ann, true)
 
-			// 300 KB of JSON: far more than one read of a socket.
-			image := newPhoto(200 << 10)
-			o := photoFor(c.ben, image)
-			a := ann.send(t, o)
-			if a.SentAt == "" {
-				t.Error("the answer has no sentAt")
-			}
-			want := sendAnswer{Success: true, PhotoID: o.PhotoID, MessageID: o.MessageID, DeliveryMethod: "socket", SentAt: a.SentAt}
-			if diff := cmp.Diff(want, a); diff != "" {
-				t.Errorf("answer of send_photo (-want +got):\n%s", diff)
-			}
-			ann.await(t, "photo_sent", 1)
-			got := ben.photos(t, 1)[0]
-			checkPhoto(t, got, c.ann, o)
-			if got.IsPending {
-				t.Error("a photo for a phone that is there is pending")
-			}
-			if line := f.has(t, o.PhotoID); line.Sender != c.ann || line.SHA256 != sum(image) || line.Bytes != len(image) || line.Caption != o.Caption {
-				t.Errorf("list of the frame: %+v", line)
-			}
-			if !bytes.Equal(f.export(t, o.PhotoID), image) {
-				t.Error("the frame exports other bytes than were sent")
-			}
-			awaitReceipts(t, ann, o.PhotoID, "", f.id)
-
+			checkPairing(t, ann, c)
+			o := checkTravel(t, ann, ben, f)
 			checkDuplicates(t, ann, ben, f, o)
 			checkFrameSends(t, f, ann, c.ben)
 
 			ben.do(t, "close")
 			awaitPresence(t, ann, c.ben, false)
 		})
+	}
+}
+
+// checkTravel sends a photo from ann to ben's phone and frame, and follows it
+// to the receipts.
+func checkTravel(t *testing.T, ann, ben *phone, f *frame) sendPhoto {
+	t.Helper()
+	// 300 KB of JSON: far more than one read of a socket.
+	image := newPhoto(200 << 10)
+	o := photoFor(ben.user, image)
+	a := ann.send(t, o)
+	if a.SentAt == "" {
+		t.Error("the answer has no sentAt")
+	}
+	want := sendAnswer{Success: true, PhotoID: o.PhotoID, MessageID: o.MessageID, DeliveryMethod: "socket", SentAt: a.SentAt}
+	if diff := cmp.Diff(want, a); diff != "" {
+		t.Errorf("answer of send_photo (-want +got):\n%s", diff)
+	}
+	ann.await(t, "photo_sent", 1)
+	got := ben.photos(t, 1)[0]
+	checkPhoto(t, got, ann.user, o)
+	if got.IsPending {
+		t.Error("a photo for a phone that is there is pending")
+	}
+	if line := f.has(t, o.PhotoID); line.Sender != ann.user || line.SHA256 != sum(image) || line.Bytes != len(image) || line.Caption != o.Caption {
+		t.Errorf("list of the frame: %+v", line)
+	}
+	if !bytes.Equal(f.export(t, o.PhotoID), image) {
+		t.Error("the frame exports other bytes than were sent")
+	}
+	awaitReceipts(t, ann, o.PhotoID, "", f.id)
+	return o
+}
+
+// checkPairing checks what the app learns of a new pair.
+func checkPairing(t *testing.T, ann *phone, c couple) {
+	t.Helper()
+	type partner struct{ ID, ClerkID, DisplayName string }
+	type pairing struct {
+		PairID, PairedAt string
+		Partner          partner
+	}
+	got := named[pairing](t, ann.await(t, "pairing_success", 1), "pairing_success")[0]
+	want := pairing{c.id, got.PairedAt, partner{c.ben, c.ben, got.Partner.DisplayName}}
+	if got != want || got.PairedAt == "" || got.Partner.DisplayName == "" {
+		t.Errorf("pairing_success: %+v, want %+v", got, want)
 	}
 }
 
@@ -117,7 +140,7 @@ func checkDuplicates(t *testing.T, ann, ben *phone, f *frame, o sendPhoto) {
 	if len(list) != 2 || list[0].Moment != fence.PhotoID || list[1].Moment != o.PhotoID {
 		t.Errorf("list of the frame: %+v, want the two photos, newest first", list)
 	}
-	if image, _ := base64.StdEncoding.DecodeString(o.PhotoData); !bytes.Equal(f.export(t, o.PhotoID), image) {
+	if !bytes.Equal(f.export(t, o.PhotoID), o.image(t)) {
 		t.Error("a later picture has taken the place of the first")
 	}
 }
@@ -210,6 +233,12 @@ func TestPartnerOffline(t *testing.T) {
 		awaitReceipts(t, ann, o.PhotoID, "")
 	}
 
+	checkFrame(t, f, sent)
+}
+
+// checkFrame starts a frame that has never run: it gets everything, in order.
+func checkFrame(t *testing.T, f *frame, sent []sendPhoto) {
+	t.Helper()
 	f.connect(t)
 	f.has(t, sent[len(sent)-1].PhotoID)
 	list := f.list(t)
@@ -218,8 +247,7 @@ func TestPartnerOffline(t *testing.T) {
 		t.Fatalf("the frame has %d photos, want %d", len(list), len(sent))
 	}
 	for i, o := range sent {
-		image, err := base64.StdEncoding.DecodeString(o.PhotoData)
-		if err != nil || list[i].Moment != o.PhotoID || list[i].SHA256 != sum(image) {
+		if list[i].Moment != o.PhotoID || list[i].SHA256 != sum(o.image(t)) {
 			t.Errorf("photo %d on the frame is %s, want %s", i, list[i].Moment, o.PhotoID)
 		}
 	}
@@ -278,4 +306,24 @@ func TestAnswerByAck(t *testing.T) {
 	o := photoFor(c.ben, newPhoto(500))
 	ann.send(t, o)
 	awaitReceipts(t, ann, o.PhotoID, "")
+}
+
+// TestBinary sends and receives the picture as an attachment, without base64.
+func TestBinary(t *testing.T) {
+	s, n := newServer(t), newNode(t, "phone.mjs")
+	for name, transports := range map[string][]string{"websocket": websocketOnly, "polling": pollingOnly} {
+		t.Run(name, func(t *testing.T) {
+			c := s.pair(t)
+			ann := newPhone(t, n, s, c.ann, phoneOptions{transports: transports})
+			plain := newPhone(t, n, s, c.ben, phoneOptions{})
+			binary := newPhone(t, n, s, c.ben, phoneOptions{
+				transports: transports, auth: map[string]any{"token": s.token(t, c.ben), "binary": true},
+			})
+			o := photoFor(c.ben, newPhoto(100<<10))
+			n.must(t, map[string]any{"do": "emit", "of": ann.name, "event": "send_photo", "args": []any{o}, "binary": true})
+			checkPhoto(t, plain.photos(t, 1)[0], c.ann, o)
+			o.PhotoData = "binary:" + o.PhotoData
+			checkPhoto(t, binary.photos(t, 1)[0], c.ann, o)
+		})
+	}
 }

@@ -2,13 +2,13 @@ package e2e
 
 import (
 	"context"
+	"log/slog"
 	"net/url"
 	"slices"
 	"sync"
 	"testing"
 
 	"pairsync/internal/mqttlink"
-	"pairsync/internal/simtest"
 )
 
 // watcher sees everything that a pair's log holds: it is the one that tells
@@ -26,7 +26,7 @@ func newLink(t testing.TB, s *server, user string, cfg mqttlink.Config) *mqttlin
 	cfg.Token = func(context.Context) (string, error) { return raw, nil }
 	cfg.Broker = &url.URL{Scheme: "mqtt", Host: s.mqtt}
 	cfg.MaxBackoff = cfg.MinBackoff
-	link, err := mqttlink.New(cfg, simtest.Logger(t))
+	link, err := mqttlink.New(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
