@@ -150,7 +150,6 @@ func TestUnansweredPhotoIsRepeatedAndGivenUp(t *testing.T) {
 				}
 				start := time.Now()
 				w.fromPartner("ana", 1)
-				w.fromPartner("ana", 2)
 				time.Sleep(tt.deadAt*time.Second - time.Millisecond)
 				var at []time.Duration
 				for _, e := range phones[0].heard("receive_photo")[1:] {
@@ -168,6 +167,8 @@ func TestUnansweredPhotoIsRepeatedAndGivenUp(t *testing.T) {
 				want := DeadLetter{Pair: w.pair.ID, User: "ben", Sender: "ana", Photo: "photo-1", Tries: len(tt.at),
 					Sockets: tt.sockets, At: start.Add(tt.deadAt * time.Second).UTC()}
 				diff(t, "dead letter", letters[0], want)
+				w.fromPartner("ana", 2)
+				time.Sleep(time.Second)
 				if got := phones[0].photos(); got[len(got)-1] != "photo-2" {
 					t.Errorf("the next photo did not follow: %v", got)
 				}
@@ -177,6 +178,52 @@ func TestUnansweredPhotoIsRepeatedAndGivenUp(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNextPhotoPassesOneThatStaysUnanswered: the phone's word for a photo was
+// lost on the way, and its app ignores every repeat. What follows must not wait
+// for that.
+func TestNextPhotoPassesOneThatStaysUnanswered(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ben := w.join("ben")
+		ben.ignores = "photo-1"
+		for n := range 40 {
+			w.fromPartner("ana", n)
+		}
+		time.Sleep(9 * time.Second)
+		diff(t, "photos at first", ben.photos(), []string{"photo-0", "photo-1"})
+		time.Sleep(2 * time.Second)
+		if got := len(w.broker.topics("/receipts/ben/")); got < 14 {
+			t.Errorf("%d receipts after 11s: the photos behind wait", got)
+		}
+		time.Sleep(15 * time.Minute)
+		if got := len(w.broker.topics("/receipts/ben/")); got != 39 {
+			t.Errorf("%d receipts, want all but that of photo-1", got)
+		}
+		if letters, err := DeadLetters(w.t.Context(), w.store, "ben"); err != nil || len(letters) != 1 || letters[0].Photo != "photo-1" {
+			t.Errorf("dead letters %v (%v), want photo-1", letters, err)
+		}
+	})
+}
+
+// TestJoinStartsOver: a socket that joins gets what is unanswered in order,
+// one after the other.
+func TestJoinStartsOver(t *testing.T) {
+	inWorld(t, func(w *world) {
+		silent := w.connect("ben", nil)
+		silent.answers = false
+		silent.room()
+		var want []string
+		for n := range 6 {
+			w.fromPartner("ana", n)
+			want = append(want, fmt.Sprintf("photo-%d", n))
+		}
+		time.Sleep(15 * time.Second)
+		diff(t, "photos of the first socket", silent.photos(), []string{"photo-0", "photo-1"})
+		ben := w.join("ben")
+		time.Sleep(time.Second)
+		diff(t, "photos of the second", ben.photos(), want)
+	})
 }
 
 // TestSocketThatIgnoresPhotos: the app's connection socket stays alive while
@@ -197,7 +244,7 @@ func TestSocketThatIgnoresPhotos(t *testing.T) {
 		if letters, err := DeadLetters(w.t.Context(), w.store, "ben"); err != nil || len(letters) != 0 {
 			t.Errorf("given up: %v (%v)", letters, err)
 		}
-		if n := len(connection.photos()); n > 20 {
+		if n := len(connection.photos()); n > 45 {
 			t.Errorf("%d photos were emitted to the socket that ignores them", n)
 		}
 		realtime = w.join("ben")

@@ -28,10 +28,10 @@ const (
 	deadRounds  = 50               // to whatever sockets came and went
 )
 
-// silentWait is the time between emits, after the first few, to sockets of
+// silentWait is the time between emits, after the first two, to sockets of
 // which none has ever taken a photo: each costs the phone its data volume. A
 // socket that joins gets the photo at once in any case.
-const silentWait = 30 * time.Minute
+const silentWait = time.Hour
 
 // How long a receipt's publish may take, and the waits before further tries,
 // which double.
@@ -48,10 +48,12 @@ type delivery struct {
 	m  moment.Moment
 
 	settling bool // a phone has it; receipt and PUBACK are under way
+	overdue  bool // unanswered: others go on before it, until its timer
 
 	text, binary *prepared // made at the first emit, dropped when acknowledged
 	round        int       // which emit to all is the newest
 	counted      bool      // the newest round was proven by a pong
+	arrived      time.Time // when it was
 	tried        bool      // and by that of a socket that takes photos
 	timer        *time.Timer
 	attempts
@@ -60,8 +62,8 @@ type delivery struct {
 // attempts is how hard the bridge has tried to get one photo acknowledged. It
 // outlives sessions: a phone that comes and goes is no reason to start again.
 type attempts struct {
-	photo   string
 	rounds  int             // that any pong proved
+	passed  bool            // a phone took a later photo, and not this one: it may well have it
 	tries   int             // rounds that the pong of a socket that takes photos proved
 	sockets map[string]bool // ids of those sockets; only as many as count
 	live    stopwatch       // runs while a socket that takes photos is there and has had it
@@ -95,15 +97,15 @@ func (a *attempts) pause() {
 }
 
 func (a *attempts) exhausted() bool {
-	return a.tries >= deadTries && len(a.sockets) >= deadSockets ||
+	return a.passed && a.rounds >= deadTries || a.tries >= deadTries && len(a.sockets) >= deadSockets ||
 		a.live.total() >= deadAfter || a.silent.total() >= deadSilent || a.rounds >= deadRounds
 }
 
-// wait is the time from a pong to the next emit.
-func (a *attempts) wait() time.Duration {
-	w := retryWaits[min(max(a.rounds, 1), len(retryWaits))-1]
-	if a.live.from.IsZero() {
-		if a.rounds > len(retryWaits) {
+// wait is the time to the next emit after so many rounds.
+func (a *attempts) wait(rounds int) time.Duration {
+	w := retryWaits[min(max(rounds, 1), len(retryWaits))-1]
+	if a.live.from.IsZero() && !a.passed {
+		if rounds > 2 {
 			w = silentWait
 		}
 		return max(0, min(w, deadSilent-a.silent.total()))
@@ -120,6 +122,7 @@ func (s *session) photo(in inbound, m moment.Moment) {
 	d := &delivery{in: in, m: m}
 	if e := s.u.acked.find(photoKey(m.ID)); e != nil {
 		s.u.b.metrics.repeated.Inc()
+		s.passBefore(len(s.photos))
 		if e.settled {
 			s.ack(in)
 			return
@@ -128,11 +131,14 @@ func (s *session) photo(in inbound, m moment.Moment) {
 		s.settle(d, e.at)
 		return
 	}
-	d.attempts.photo = m.ID
-	if a := s.u.attempts; a != nil && a.photo == m.ID {
-		d.attempts, s.u.attempts = *a, nil
+	if a, ok := s.u.attempts[m.ID]; ok {
+		d.attempts = a
+		delete(s.u.attempts, m.ID)
 	}
 	s.photos = append(s.photos, d)
+	if o := s.outstanding; o != nil && o.counted && time.Since(o.arrived) >= retryWaits[0] && s.mayPass(o) {
+		s.pass(o)
+	}
 	s.pump()
 }
 
@@ -149,12 +155,39 @@ func (s *session) find(id string) *delivery {
 // pump emits the next photo, if none is outstanding and somebody listens.
 func (s *session) pump() {
 	for s.outstanding == nil && !s.ended && len(s.u.audience(s.pair.ID)) > 0 {
-		i := slices.IndexFunc(s.photos, func(d *delivery) bool { return !d.settling })
+		i := slices.IndexFunc(s.photos, func(d *delivery) bool { return d.pending() && !d.passed })
+		if i < 0 {
+			i = slices.IndexFunc(s.photos, (*delivery).pending)
+		}
 		if i < 0 {
 			return
 		}
 		s.outstanding = s.photos[i]
 		s.show(s.outstanding)
+	}
+}
+
+// pending reports whether d waits for its turn, or has it.
+func (d *delivery) pending() bool { return !d.settling && !d.overdue }
+
+// startOver lets the oldest photo that nobody has answered have its turn, for
+// a socket that has had none of them: it is to get them in order.
+func (s *session) startOver() {
+	if !slices.ContainsFunc(s.photos, func(d *delivery) bool { return d.overdue }) {
+		return
+	}
+	for _, d := range s.photos {
+		if d.overdue || d == s.outstanding {
+			d.overdue = false
+			d.stopTimer()
+		}
+	}
+	s.outstanding = nil
+}
+
+func (d *delivery) stopTimer() {
+	if d.timer != nil {
+		d.timer.Stop()
 	}
 }
 
@@ -217,20 +250,50 @@ func (s *session) proven(p *phone, d *delivery, round int) {
 	if d.counted || d.round != round {
 		return
 	}
-	d.counted = true
+	d.counted, d.arrived = true, time.Now()
 	d.rounds++
-	d.timer = time.AfterFunc(d.wait(), func() { s.overdue(d, round) })
+	d.timer = time.AfterFunc(d.wait(d.rounds), func() { s.overdue(d, round) })
 }
 
-// overdue emits d once more when a round has stayed without an answer.
+// overdue goes on when a round has stayed without an answer: with the next
+// photo, where there is one that may go before d, else with d once more.
 func (s *session) overdue(d *delivery, round int) {
 	s.u.mu.Lock()
 	defer s.u.unlock()
 	if s.outstanding != d || d.round != round || s.ended {
 		return
 	}
-	s.show(d)
+	if s.mayPass(d) {
+		s.pass(d)
+	} else {
+		s.show(d)
+	}
 	s.pump()
+}
+
+// pass ends d's turn without an answer; its next one comes by its timer.
+func (s *session) pass(d *delivery) {
+	s.outstanding, d.overdue = nil, true
+	d.stopTimer()
+	round := d.round
+	d.timer = time.AfterFunc(d.wait(d.rounds+1), func() { s.again(d, round) })
+}
+
+// mayPass reports whether another photo waits that may go before d: where the
+// phone's word for d was lost on the way, its app ignores every repeat, and
+// nothing behind d must wait for that.
+func (s *session) mayPass(d *delivery) bool {
+	return slices.ContainsFunc(s.photos, func(other *delivery) bool { return other != d && other.pending() })
+}
+
+// again gives an overdue photo its next turn, as soon as none is outstanding.
+func (s *session) again(d *delivery, round int) {
+	s.u.mu.Lock()
+	defer s.u.unlock()
+	if d.overdue && d.round == round && !s.ended {
+		d.overdue = false
+		s.pump()
+	}
 }
 
 // photoAcked takes a phone's word for a photo that the session holds, and
@@ -244,9 +307,19 @@ func (s *session) photoAcked(id string, at time.Time) bool {
 		return true
 	}
 	s.u.b.metrics.acked.Inc()
+	s.passBefore(slices.Index(s.photos, d))
 	s.settle(d, at)
 	s.pump()
 	return true
+}
+
+// passBefore notes that a phone took what is behind the first n photos: each of
+// them that is not settled was shown to it before, because they are shown in
+// order, and it has said nothing.
+func (s *session) passBefore(n int) {
+	for _, d := range s.photos[:n] {
+		d.passed = true
+	}
 }
 
 // settle starts what follows a phone's acknowledgement: the receipt, and then
@@ -268,9 +341,8 @@ func (s *session) retire(d *delivery) {
 	if s.outstanding == d {
 		s.outstanding = nil
 	}
-	if d.timer != nil {
-		d.timer.Stop()
-	}
+	d.overdue = false
+	d.stopTimer()
 	d.text, d.binary, d.m.Payload, d.in.Payload = nil, nil, nil, nil
 }
 
@@ -394,14 +466,18 @@ func (s *session) takeBack(id string) {
 	s.pump()
 }
 
-// stopPhotos ends all timers and returns how often the outstanding photo was
-// tried, for the next session.
-func (s *session) stopPhotos() *attempts {
-	d := s.outstanding
-	if d == nil {
-		return s.u.attempts
+// stopPhotos ends all timers and keeps how often each photo that nobody has
+// answered was tried, for the next session.
+func (s *session) stopPhotos() {
+	s.u.attempts = map[string]attempts{}
+	for _, d := range s.photos {
+		if d.settling {
+			continue
+		}
+		s.retire(d)
+		d.pause()
+		if d.rounds > 0 {
+			s.u.attempts[d.m.ID] = d.attempts
+		}
 	}
-	s.retire(d)
-	d.pause()
-	return &d.attempts
 }

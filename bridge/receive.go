@@ -287,6 +287,7 @@ func (s *session) joined(p *phone) {
 		e := s.pres.event()
 		s.u.later(func() { p.emit(e.name, e.body) })
 	}
+	s.startOver()
 	if d := s.outstanding; d != nil {
 		s.emitPhoto(p, d)
 		return
@@ -296,15 +297,15 @@ func (s *session) joined(p *phone) {
 
 // left notes that a phone has gone; u.mu is held.
 func (s *session) left() {
-	if s.outstanding == nil {
-		return
-	}
 	there := s.u.audience(s.pair.ID)
-	if len(there) == 0 {
-		s.outstanding.silent.stop()
-	}
-	if !slices.ContainsFunc(there, func(p *phone) bool { return p.takes }) {
-		s.outstanding.live.stop()
+	takers := slices.ContainsFunc(there, func(p *phone) bool { return p.takes })
+	for _, d := range s.photos {
+		if len(there) == 0 {
+			d.silent.stop()
+		}
+		if !takers {
+			d.live.stop()
+		}
 	}
 }
 

@@ -40,12 +40,12 @@ type user struct {
 	session  *session   // nil while there is none
 	ready    chan struct{}
 	acked    ackMemory
-	sending  int           // sends of phones, also of those that have gone
-	loaded   bool          // acked holds what is on disk
-	attempts *attempts     // of the photo that was outstanding when the last session ended
-	calls    []func()      // what later queued
-	calling  bool          // somebody runs calls
-	receipts []receiptNews // newest last; what the partner's receipts said
+	sending  int                 // sends of phones, also of those that have gone
+	loaded   bool                // acked holds what is on disk
+	attempts map[string]attempts // by photo: those that nobody had answered when the last session ended
+	calls    []func()            // what later queued
+	calling  bool                // somebody runs calls
+	receipts []receiptNews       // newest last; what the partner's receipts said
 }
 
 func newUser(b *Bridge, key userKey) *user {
@@ -142,7 +142,7 @@ func (u *user) serve() {
 	defer u.unlock()
 	u.session, u.ready = nil, make(chan struct{})
 	close(s.over)
-	u.attempts = s.stopPhotos()
+	s.stopPhotos()
 }
 
 // await returns the user's session, starting one where there is none yet. It

@@ -122,6 +122,7 @@ type app struct {
 	sock *socketio.Client
 	// answers makes it send photo_received for every photo.
 	answers bool
+	ignores string // a photo that it never answers
 
 	mu     sync.Mutex // guards the fields below
 	events []told
@@ -199,7 +200,7 @@ func (a *app) told(e *socketio.Event) {
 	}
 	a.mu.Lock()
 	a.events = append(a.events, told{e.Name, body, time.Now()})
-	answers := a.answers
+	answers := a.answers && body["photoId"] != a.ignores
 	a.mu.Unlock()
 	if e.Name == "receive_photo" && answers {
 		a.sock.Emit("photo_received", map[string]any{"photoId": body["photoId"], "receivedAt": time.Now().UnixMilli()})
