@@ -100,6 +100,8 @@ func (b *Broker) refuseConnect(cl *mqtt.Client, code packets.Code) error {
 // section 3.2.2.3).
 func v3Connack(code byte) byte {
 	switch code {
+	case packets.ErrUnsupportedProtocolVersion.Code:
+		return 0x01
 	case packets.ErrClientIdentifierNotValid.Code:
 		return 0x02
 	case packets.ErrServerBusy.Code, packets.ErrServerUnavailable.Code, packets.ErrQuotaExceeded.Code, packets.ErrConnectionRateExceeded.Code:

@@ -188,7 +188,8 @@ func (b *Broker) shutdown(ctx context.Context) error {
 		select {
 		case <-ended:
 		case <-ctx.Done():
-			return errors.New("connections did not end in time")
+			// mochi's Close would wait for them too.
+			return errors.Join(errors.New("connections did not end in time"), b.saveUnsaved(context.WithoutCancel(ctx)))
 		}
 	}
 	return errors.Join(b.saveUnsaved(ctx), b.mq.Close())

@@ -22,7 +22,7 @@ func (h *hook) ID() string { return "pairsync" }
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
-		mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
+		mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
 		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnWill, mqtt.OnClientExpired:
 		return true
 	}
@@ -60,9 +60,25 @@ func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	h.b.established(clientOf(cl))
 }
 
+// OnPacketRead takes an empty user name or password of a CONNECT for none,
+// which it may be (MQTT 5, section 3.1.3.6); mochi calls it a violation.
+func (h *hook) OnPacketRead(_ *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	if pk.FixedHeader.Type == packets.Connect {
+		pk.Connect.UsernameFlag = len(pk.Connect.Username) > 0
+		pk.Connect.PasswordFlag = len(pk.Connect.Password) > 0
+	}
+	return pk, nil
+}
+
 // OnPacketEncode completes CONNACK with what mochi leaves out.
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
-	if pk.FixedHeader.Type != packets.Connack || pk.ReasonCode != packets.CodeSuccess.Code {
+	if pk.FixedHeader.Type != packets.Connack {
+		return pk
+	}
+	if pk.ReasonCode >= packets.ErrUnspecifiedError.Code && cl.Properties.ProtocolVersion < 5 {
+		pk.ReasonCode = v3Connack(pk.ReasonCode) // one that mochi has no translation for
+	}
+	if pk.ReasonCode != packets.CodeSuccess.Code {
 		return pk
 	}
 	c := clientOf(cl)

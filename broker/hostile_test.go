@@ -96,6 +96,27 @@ func TestHostileBeforeConnect(t *testing.T) {
 	})
 }
 
+// TestEmptyPassword: a client that sends one is told what it lacks, in the
+// codes of its version.
+func TestEmptyPassword(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for version, want := range map[byte]byte{4: 0x04, 5: 0x86} {
+			c := w.raw()
+			connect := []byte{0x10, 0, 0, 4, 'M', 'Q', 'T', 'T', version, 0xC2, 0, 60}
+			if version == 5 {
+				connect = append(connect, 0) // no properties
+			}
+			connect = append(connect, 0, 1, 'x', 0, 3, 'a', 'n', 'n', 0, 0)
+			connect[1] = byte(len(connect) - 2)
+			c.Write(connect)
+			if got := ended(t, c, time.Minute); len(got) < 4 || got[0] != 0x20 || got[3] != want {
+				t.Errorf("version %d: answered % x, want CONNACK 0x%02X", version, got, want)
+			}
+			c.Close()
+		}
+	})
+}
+
 // TestDecoderPanic: the packet that panics in mochi's decoder ends its own
 // connection and nothing else, and leaves nothing of it behind.
 func TestDecoderPanic(t *testing.T) {

@@ -66,8 +66,8 @@ func (b *Broker) retainedOf(p registry.Pair) []value {
 			}},
 			value{topic: moment.LatestTopic(p.ID, user), latest: true, load: b.latestOf(p.ID, user)})
 	}
-	for _, d := range b.deps.Registry.Devices() {
-		if d.Revoked || (d.User != p.Users[0] && d.User != p.Users[1]) {
+	for _, d := range b.deps.Registry.DevicesOf(p.Users[:]...) {
+		if d.Revoked {
 			continue
 		}
 		out = append(out, value{topic: moment.StateTopic(p.ID, d.ID), load: func(ctx context.Context) (outgoing, error) {

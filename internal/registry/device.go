@@ -64,7 +64,8 @@ func (r *Registry) AddDevice(ctx context.Context, user, name string) (Device, er
 	}
 	err = r.commit(ctx, func() {
 		delete(r.devices, evicted)
-		r.devices[d.ID] = d
+		delete(r.owned[user], evicted)
+		r.setDevice(d)
 	}, Change{Kind: DeviceAdded, Device: d, User: user}, ops...)
 	if err != nil {
 		return Device{}, fmt.Errorf("add device: %w", err)
@@ -75,13 +76,9 @@ func (r *Registry) AddDevice(ctx context.Context, user, name string) (Device, er
 // roomFor returns the revoked device, if any, that must go so that user can
 // have one more. Without its record its tokens are still refused.
 func (r *Registry) roomFor(user string) (evicted string, err error) {
-	own := 0
-	for id, d := range r.devices {
-		if d.User != user {
-			continue
-		}
-		own++
-		if d.Revoked && (evicted == "" || id < evicted) {
+	own := len(r.owned[user])
+	for id := range r.owned[user] {
+		if r.devices[id].Revoked && (evicted == "" || id < evicted) {
 			evicted = id
 		}
 	}
@@ -112,6 +109,30 @@ func (r *Registry) Device(id string) (Device, bool) {
 	return d, ok
 }
 
+// setDevice adds or replaces a device in memory; mu is held, or nobody else
+// knows r yet.
+func (r *Registry) setDevice(d Device) {
+	r.devices[d.ID] = d
+	if r.owned[d.User] == nil {
+		r.owned[d.User] = make(map[string]bool)
+	}
+	r.owned[d.User][d.ID] = true
+}
+
+// DevicesOf returns the devices of users, revoked ones too, oldest first. Its
+// cost does not grow with the devices of others.
+func (r *Registry) DevicesOf(users ...string) []Device {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var out []Device
+	for _, user := range users {
+		for id := range r.owned[user] {
+			out = append(out, r.devices[id])
+		}
+	}
+	return byAge(out)
+}
+
 // Devices returns all devices, revoked ones too, oldest first.
 func (r *Registry) Devices() []Device {
 	r.mu.RLock()
@@ -120,10 +141,14 @@ func (r *Registry) Devices() []Device {
 	for _, d := range r.devices {
 		out = append(out, d)
 	}
-	slices.SortFunc(out, func(a, b Device) int {
+	return byAge(out)
+}
+
+func byAge(list []Device) []Device {
+	slices.SortFunc(list, func(a, b Device) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
 	})
-	return out
+	return list
 }
 
 // RevokeDevice refuses all tokens of a device from now on, for good, and

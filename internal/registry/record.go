@@ -128,7 +128,7 @@ func (r *Registry) loadDevice(id string, value []byte) error {
 	if err := errors.Join(sameID(id, d.ID), moment.CheckID("device", d.ID), moment.CheckID("user", d.User)); err != nil {
 		return damaged(err)
 	}
-	r.devices[id] = Device{ID: d.ID, User: d.User, Name: d.Name, Created: d.Created, Revoked: d.Revoked}
+	r.setDevice(Device{ID: d.ID, User: d.User, Name: d.Name, Created: d.Created, Revoked: d.Revoked})
 	return nil
 }
 

@@ -61,6 +61,7 @@ type Registry struct {
 	pairs    map[string]pairRecord
 	pairOf   map[string]string // user to the pair's id, present pairs only
 	devices  map[string]Device
+	owned    map[string]map[string]bool // ids of devices, by user
 	users    map[string]userRecord
 	revoked  map[string]time.Time // token id to when the record may go
 	watchers []*watcher
@@ -75,6 +76,7 @@ func Open(ctx context.Context, store kv.Store) (*Registry, error) {
 		pairs:   make(map[string]pairRecord),
 		pairOf:  make(map[string]string),
 		devices: make(map[string]Device),
+		owned:   make(map[string]map[string]bool),
 		users:   make(map[string]userRecord),
 		revoked: make(map[string]time.Time),
 	}
