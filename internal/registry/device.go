@@ -51,7 +51,7 @@ func (r *Registry) AddDevice(ctx context.Context, user, name string) (Device, er
 		return Device{}, fmt.Errorf("add device: %w", err)
 	}
 	d := Device{User: user, Name: name, Created: now()}
-	if d.ID, err = newID(d.Created); err != nil {
+	if d.ID, err = r.newID(d.Created); err != nil {
 		return Device{}, fmt.Errorf("add device: %w", err)
 	}
 	op, err := d.op()

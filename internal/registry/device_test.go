@@ -6,6 +6,25 @@ import (
 	"testing"
 )
 
+// TestDevicesInOrder: also those that were added in the same millisecond.
+func TestDevicesInOrder(t *testing.T) {
+	r, _ := newTest(t)
+	var want, got []string
+	for i := range 100 {
+		d, err := r.AddDevice(t.Context(), "ann", fmt.Sprint("frame ", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, d.ID)
+	}
+	for _, d := range r.Devices() {
+		got = append(got, d.ID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("devices %v, want them as they were added: %v", got, want)
+	}
+}
+
 func TestDevicesOf(t *testing.T) {
 	r, store := newTest(t)
 	want := map[string][]string{}

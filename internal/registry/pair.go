@@ -54,7 +54,7 @@ func (r *Registry) CreatePair(ctx context.Context, a, b string) (Pair, error) {
 	}
 	rec := pairRecord{Users: [2]string{a, b}, Created: now()}
 	var err error
-	if rec.ID, err = newID(rec.Created); err != nil {
+	if rec.ID, err = r.newID(rec.Created); err != nil {
 		return Pair{}, fmt.Errorf("create pair: %w", err)
 	}
 	if _, used := r.pairs[rec.ID]; used {

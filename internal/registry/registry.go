@@ -59,7 +59,8 @@ type Registry struct {
 
 	mu       sync.RWMutex // guards the fields below; written only while writing is held
 	pairs    map[string]pairRecord
-	pairOf   map[string]string // user to the pair's id, present pairs only
+	pairOf   map[string]string      // user to the pair's id, present pairs only
+	entropy  *ulid.MonotonicEntropy // of new ids; used under the write lock
 	devices  map[string]Device
 	owned    map[string]map[string]bool // ids of devices, by user
 	users    map[string]userRecord
@@ -75,6 +76,7 @@ func Open(ctx context.Context, store kv.Store) (*Registry, error) {
 		writing: make(chan struct{}, 1),
 		pairs:   make(map[string]pairRecord),
 		pairOf:  make(map[string]string),
+		entropy: ulid.Monotonic(rand.Reader, 0),
 		devices: make(map[string]Device),
 		owned:   make(map[string]map[string]bool),
 		users:   make(map[string]userRecord),
@@ -145,9 +147,10 @@ func (r *Registry) Revoked(p token.Principal) bool {
 	return !ok || d.Revoked || d.User != p.User
 }
 
-// newID returns a lower-case ULID: ids of pairs and devices sort by age.
-func newID(now time.Time) (string, error) {
-	id, err := ulid.New(ulid.Timestamp(now), rand.Reader)
+// newID returns a lower-case ULID: ids of pairs and devices sort by age, also
+// those of one millisecond. The write lock is held.
+func (r *Registry) newID(now time.Time) (string, error) {
+	id, err := ulid.New(ulid.Timestamp(now), r.entropy)
 	if err != nil {
 		return "", fmt.Errorf("make id: %w", err)
 	}
