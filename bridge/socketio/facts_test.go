@@ -33,7 +33,7 @@ func TestPacketsThatClose(t *testing.T) {
 		"reserved name":              func(ws *rawtest.WebSocket) { ws.Send(`42["disconnect"]`) },
 		"text between attachments":   func(ws *rawtest.WebSocket) { ws.Send(two); ws.SendBinary("x"); ws.Send(`42["a"]`) },
 		"stray binary":               func(ws *rawtest.WebSocket) { ws.SendBinary("x") },
-		"placeholder out of range":   func(ws *rawtest.WebSocket) { ws.Send(`451-["a",{"_placeholder":true,"num":1}]`); ws.SendBinary("x") },
+		"placeholder out of range":   func(ws *rawtest.WebSocket) { ws.Send(`451-["a",{"_placeholder":true,"num":1}]`) },
 		"ack without an id":          func(ws *rawtest.WebSocket) { ws.Send(`43[]`) },
 		"ack that is no array":       func(ws *rawtest.WebSocket) { ws.Send(`431{}`) },
 		"client's ping":              func(ws *rawtest.WebSocket) { ws.Send("2") },
