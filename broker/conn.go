@@ -104,6 +104,17 @@ func (c *conn) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
+// writeTwo writes head and then body as one packet. The head goes with the
+// body's beginning, so that it does not cost a segment of its own.
+func (c *conn) writeTwo(head, body []byte) error {
+	n := min(len(body), max(0, writeChunkBytes-len(head)))
+	if _, err := c.Write(append(head, body[:n]...)); err != nil {
+		return err
+	}
+	_, err := c.Write(body[n:])
+	return err
+}
+
 func (c *conn) extendWrite() error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()

@@ -10,7 +10,6 @@ import (
 
 	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
-	"pairsync/internal/moment"
 )
 
 // readBytes stops a read from the ledger, so that a pump holds one photo, or a
@@ -367,34 +366,4 @@ func (b *Broker) keepPlace(ctx context.Context, s *session, log ledger.LogID, to
 		return nil
 	}
 	return b.deps.Ledger.Advance(ctx, s.id, log, to)
-}
-
-// writeMoment writes one moment as a PUBLISH.
-func (c *client) writeMoment(e *ledger.Entry, qos byte, id uint16, dup bool, ids []int, now time.Time) error {
-	pk := packets.Packet{
-		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: qos, Dup: dup && qos > 0},
-		PacketID:    id,
-		TopicName:   e.Topic(),
-		Payload:     e.Payload,
-		Properties: packets.Properties{
-			ContentType: e.ContentType, User: userProperties(&e.Moment), SubscriptionIdentifier: ids,
-		},
-	}
-	if !e.ExpiresAt.IsZero() {
-		pk.Properties.MessageExpiryInterval = uint32(max(1, e.ExpiresAt.Sub(now)/time.Second))
-	}
-	err := c.cl.WritePacket(pk)
-	if errors.Is(err, packets.ErrPacketTooLarge) && qos > 0 {
-		c.b.acked(c, id)
-	}
-	return c.tolerate(err)
-}
-
-func userProperties(m *moment.Moment) []packets.UserProperty {
-	props := m.Properties()
-	out := make([]packets.UserProperty, len(props))
-	for i, p := range props {
-		out[i] = packets.UserProperty{Key: p.Key, Val: p.Value}
-	}
-	return out
 }
