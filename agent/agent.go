@@ -60,8 +60,9 @@ type Agent struct {
 }
 
 // New checks the configuration and the token, opens the store and binds the
-// local socket and the kiosk address; it starts no goroutine. Call Run, or
-// Close when the agent is not to be run.
+// local socket and the kiosk address; it starts no goroutine. A store that a
+// command has open it waits for, some seconds. Call Run, or Close when the
+// agent is not to be run.
 func New(cfg Config, deps Deps) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err

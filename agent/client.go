@@ -129,7 +129,8 @@ func (c *Client) Send(ctx context.Context, file io.Reader, caption string, q Qua
 var errNotRunning = errors.New("no agent is running")
 
 // do asks the running agent, or where none runs, calls direct with the store.
-// An agent that starts in between has the store, and is asked again.
+// An agent that starts in between has the store, and is asked again; another
+// command that has it is waited for.
 func (c *Client) do(ctx context.Context, method, path string, body []byte, into any, direct func(*store) error) error {
 	err := c.call(ctx, method, path, body, into)
 	if !errors.Is(err, errNotRunning) {
@@ -141,12 +142,16 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, into 
 		}
 		return fmt.Errorf("look for the store: %w", err)
 	}
+	start := time.Now()
 	s, openErr := openStore(c.cfg, c.log)
-	if openErr != nil {
+	for openErr != nil {
 		if err := c.call(ctx, method, path, body, into); !errors.Is(err, errNotRunning) {
 			return err
 		}
-		return openErr
+		if !lockedSince(start, openErr) || !pause(ctx, lockPoll) {
+			return openErr
+		}
+		s, openErr = openStore(c.cfg, c.log)
 	}
 	return errors.Join(direct(s), s.close())
 }

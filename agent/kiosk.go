@@ -174,10 +174,12 @@ func (k *kiosk) screen(v view) (screen, error) {
 		return s, nil
 	}
 	s.Partner = v.name(partner.ID)
+	arrival := uint64(0)
 	err := k.store.eachPhoto(func(r record) error {
 		if r.Broken || r.Pair != v.Pair || (r.Sender != partner.ID && k.show != ShowBoth) {
 			return nil
 		}
+		arrival = r.Arrival
 		p := listed(r)
 		query := url.Values{"sender": {r.Sender}, "moment": {r.Moment}}
 		s.Photo = &screenPhoto{
@@ -190,7 +192,7 @@ func (k *kiosk) screen(v view) (screen, error) {
 		return s, err
 	}
 	n, ok, err := k.store.newestNote(v.Pair)
-	if ok && (s.Photo == nil || n.ReceivedAt.After(s.Photo.ReceivedAt)) {
+	if ok && n.Arrival > arrival { // not by the time: a frame's clock jumps
 		s.Note = &screenNote{From: v.name(n.Sender), Text: n.Text, ReceivedAt: n.ReceivedAt}
 	}
 	return s, err

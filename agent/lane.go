@@ -121,7 +121,7 @@ func (l *lane) conclude(ctx context.Context, e entry, err error) (time.Duration,
 		return untilTold, nil
 	case storeFailed(err):
 		return 0, err
-	case permanent(err), errors.Is(err, errHopeless), errors.Is(err, badgerdb.ErrDamaged):
+	case permanent(err), errors.Is(err, errHopeless), errors.Is(err, badgerdb.ErrDamaged), errors.Is(err, badgerdb.ErrTooLarge):
 		return 0, l.refused(ctx, e, err)
 	}
 	l.waiting(err.Error())

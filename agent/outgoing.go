@@ -186,6 +186,9 @@ func (s *store) payload(e entry) (out []byte, err error) {
 	err = s.db.View(func(tx *badgerdb.Tx) error {
 		for i := range e.parts() {
 			part, err := tx.Get(partKey(e.Kind, e.Seq, i))
+			if errors.Is(err, kv.ErrNotFound) {
+				return nil // too short, see below
+			}
 			if err != nil {
 				return err
 			}
@@ -225,23 +228,33 @@ func (s *store) setPrepared(ctx context.Context, e entry, payload []byte, conten
 	return e, err
 }
 
-// drop removes sent entries of one kind.
+// drop removes entries of one kind, a few at a time.
 func (s *store) drop(ctx context.Context, sent ...entry) error {
-	return s.db.Prune(ctx, func(tx *badgerdb.Tx) error {
-		t, err := readTotals(tx)
-		if err != nil {
-			return err
-		}
-		for _, e := range sent {
-			if err := dropEntry(tx, &t, e); err != nil {
+	for chunk := range slices.Chunk(sent, dropPerChange) {
+		if err := s.db.Prune(ctx, func(tx *badgerdb.Tx) error {
+			t, err := readTotals(tx)
+			if err != nil {
 				return err
 			}
+			for _, e := range chunk {
+				if err := dropEntry(tx, &t, e); err != nil {
+					return err
+				}
+			}
+			return writeTotals(tx, t)
+		}); err != nil {
+			return err
 		}
-		return writeTotals(tx, t)
-	})
+	}
+	return nil
 }
 
+// dropEntry removes e, if it is still there: a receipt of a pair that is over
+// may have gone while it was being sent.
 func dropEntry(tx *badgerdb.Tx, t *totals, e entry) error {
+	if _, err := tx.Get(outKey(e.Kind, e.Seq)); errors.Is(err, kv.ErrNotFound) {
+		return nil
+	}
 	if e.Kind == moment.Receipt {
 		t.OutReceipts--
 	} else {
@@ -288,12 +301,7 @@ func (s *store) dropForeignReceipts(ctx context.Context, pair string) error {
 	if err != nil {
 		return err
 	}
-	for chunk := range slices.Chunk(foreign, dropPerChange) {
-		if err := s.drop(ctx, chunk...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.drop(ctx, foreign...)
 }
 
 // nextEntry returns the first entry of a kind above after that waits to be

@@ -69,13 +69,15 @@ func (s *store) takePhoto(r record, payload []byte, receipt *entry, fresh *bool)
 			return err
 		}
 		if known && before.Arrival != 0 {
-			return s.adopt(tx, t, before.Arrival, r, receipt)
+			if same, err := adopt(tx, &t, before.Arrival, r, receipt); same || err != nil {
+				return err
+			}
 		}
 		r.Arrival = t.NextArrival
 		t.NextArrival++
 		t.Photos++
 		t.Bytes += int64(r.Bytes)
-		evicted, err := s.overdue(tx, &t)
+		evicted, err := s.overdue(tx, &t, before.Arrival)
 		if err != nil {
 			return err
 		}
@@ -93,24 +95,36 @@ func (s *store) takePhoto(r record, payload []byte, receipt *entry, fresh *bool)
 	}}
 }
 
-// adopt moves a photo of a former pair to r's.
-func (s *store) adopt(tx *badgerdb.Tx, t totals, arrival uint64, r record, receipt *entry) error {
+// adopt moves a photo of a former pair to r's, and reports true, where it is
+// the same photo. Another one that had r's id makes way for it: an id is unique
+// only within a pair.
+func adopt(tx *badgerdb.Tx, t *totals, arrival uint64, r record, receipt *entry) (same bool, err error) {
 	var old record
-	if ok, err := getJSON(tx, numberedKey(prefixPhoto, arrival), &old); err != nil || !ok {
-		return err
+	ok, err := getJSON(tx, numberedKey(prefixPhoto, arrival), &old)
+	if errors.Is(err, badgerdb.ErrDamaged) {
+		return false, nil
+	}
+	if !ok || err != nil {
+		return false, err
+	}
+	if old.SHA256 != r.SHA256 {
+		t.Photos--
+		t.Bytes -= int64(old.Bytes)
+		return false, errors.Join(tx.Delete(numberedKey(prefixPhoto, arrival)), tx.Delete(numberedKey(prefixBytes, arrival)))
 	}
 	old.Pair = r.Pair
-	return errors.Join(
+	return true, errors.Join(
 		setJSON(tx, numberedKey(prefixPhoto, arrival), old),
 		setJSON(tx, seenKey(r.key()), seen{Pair: r.Pair, Arrival: arrival, At: r.ReceivedAt}),
-		enqueueReceipt(tx, &t, receipt),
-		writeTotals(tx, t),
+		enqueueReceipt(tx, t, receipt),
+		writeTotals(tx, *t),
 	)
 }
 
 // overdue takes the oldest photos that are over keep_photos or keep_bytes out
-// of t, at most evictPerChange, and returns them. The newest always stays.
-func (s *store) overdue(tx *badgerdb.Tx, t *totals) ([]record, error) {
+// of t, at most evictPerChange, and returns them. The newest always stays. gone
+// is the arrival of one that tx has removed already.
+func (s *store) overdue(tx *badgerdb.Tx, t *totals, gone uint64) ([]record, error) {
 	over := func() bool { return t.Photos > 1 && (t.Photos > s.keepPhotos || t.Bytes > s.keepBytes) }
 	var out []record
 	if !over() {
@@ -123,6 +137,9 @@ func (s *store) overdue(tx *badgerdb.Tx, t *totals) ([]record, error) {
 		}
 		if err != nil {
 			return err
+		}
+		if r.Arrival == gone {
+			return nil
 		}
 		t.Oldest = r.Arrival
 		if !over() || len(out) == evictPerChange {
@@ -164,7 +181,7 @@ func (s *store) evict(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			evicted, err := s.overdue(tx, &t)
+			evicted, err := s.overdue(tx, &t, 0)
 			if n = len(evicted); n == 0 || err != nil {
 				return err
 			}
@@ -186,7 +203,7 @@ func (s *store) makeRoom(ctx context.Context) (removed int, err error) {
 			return err
 		}
 		tight.keepPhotos = max(t.Photos-evictPerChange, keepWhenFull)
-		evicted, err := tight.overdue(tx, &t)
+		evicted, err := tight.overdue(tx, &t, 0)
 		if removed = len(evicted); removed == 0 || err != nil {
 			return err
 		}

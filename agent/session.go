@@ -26,15 +26,17 @@ const (
 	// too large arrives, is counted and never comes again: what does not fit
 	// a packet the broker skips silently.
 	maxPacketBytes = 8 << 20
-	// settleTimeout bounds the wait for the broker's answers after a connect.
+	// settleTimeout is how long the broker's answers after a connect may take
+	// while nothing moves: on a slow link they come behind a window of photos.
 	settleTimeout = 30 * time.Second
 	// relearnAfter is the wait after a pairing event before the agent
 	// reconnects to learn its pair: more events may come, and their
 	// acknowledgements are on the way.
 	relearnAfter = 200 * time.Millisecond
-	// resettleAfter is the wait before a reconnect because the subscriptions
-	// could not be put in place.
-	resettleAfter = time.Second
+	// minResettle and maxResettle bound the wait, which doubles, before a
+	// reconnect because the subscriptions could not be put in place.
+	minResettle = time.Second
+	maxResettle = time.Minute
 	// minSessionPause and maxSessionPause bound the wait before a session that
 	// follows others which soon ended.
 	minSessionPause = time.Second
@@ -156,7 +158,10 @@ func (a *Agent) runSession(ctx context.Context) error {
 		messages: make(chan incoming, 2*receiveMaximum),
 		ups:      make(chan bool, 1), relearn: make(chan struct{}, 1),
 	}
-	if s.link, err = a.newLink(s.linkConfig(ctx, clean), a.log); err != nil {
+	// gctx, because the link cannot end while a message waits for a receiver
+	// that has ended.
+	g, gctx := errgroup.WithContext(ctx)
+	if s.link, err = a.newLink(s.linkConfig(gctx, clean), a.log); err != nil {
 		return err
 	}
 	if clean {
@@ -166,7 +171,6 @@ func (a *Agent) runSession(ctx context.Context) error {
 	defer a.board.set(func(v *view) { v.link, v.session, v.connected, v.ready = nil, nil, false, false })
 
 	r := &receiver{store: a.store, board: a.board, show: a.cfg.Show, relearn: s.relearnSoon, log: a.log}
-	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.link.Run(gctx) })
 	g.Go(func() error { return r.run(gctx, s.messages) })
 	g.Go(func() error { return s.settleAll(gctx) })
@@ -258,26 +262,30 @@ func (s *session) relearnSoon() {
 // settleAll settles each connect, and reconnects after pairing events, until
 // ctx ends.
 func (s *session) settleAll(ctx context.Context) error {
+	wait, again := minResettle, (<-chan time.Time)(nil)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case present := <-s.ups:
-			if err := s.settle(ctx, present); err != nil {
-				if errors.Is(err, errNewSession) {
-					return err
-				}
-				if ctx.Err() != nil {
-					return nil
-				}
-				// The next connect tries again; without one, reconnect.
+			again = nil
+			err := s.settle(ctx, present)
+			switch {
+			case err == nil:
+				wait = minResettle
+			case errors.Is(err, errNewSession):
+				return err
+			case ctx.Err() != nil:
+				return nil
+			default: // the next connect tries again; without one, reconnect
 				s.a.board.set(func(v *view) { v.offline = err.Error() })
-				s.a.log.Warn("subscriptions are not in place, connecting again", "err", err)
-				if !pause(ctx, resettleAfter) {
-					return nil
-				}
-				s.link.Bounce()
+				s.a.log.Warn("subscriptions are not in place, connecting again", "wait", wait, "err", err)
+				again = time.After(wait)
+				wait = min(2*wait, maxResettle)
 			}
+		case <-again:
+			again = nil
+			s.link.Bounce()
 		case <-s.relearn:
 			if !pause(ctx, relearnAfter) {
 				return nil

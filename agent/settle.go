@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
@@ -30,8 +31,8 @@ func (s *session) pair() string {
 // It returns errNewSession when the broker continued a session that was not
 // set up for this.
 func (s *session) settle(ctx context.Context, present bool) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
+	ctx, stop := whileMoving(ctx, s.link, settleTimeout)
+	defer stop()
 	pair := s.pair()
 	want := s.a.wanted(s.id, pair)
 	have, ok, err := s.a.store.subscribed()
@@ -68,6 +69,26 @@ func (s *session) settle(ctx context.Context, present bool) error {
 	}
 	s.online(member)
 	return nil
+}
+
+// whileMoving returns a context that ends when nothing has moved on l for limit
+// (and is found within twice that). stop ends it, and has to be called.
+func whileMoving(ctx context.Context, l link, limit time.Duration) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer cancel()
+		moved := l.Moved()
+		for pause(ctx, limit) {
+			now := l.Moved()
+			if now == moved {
+				return
+			}
+			moved = now
+		}
+	}()
+	return ctx, func() { cancel(); <-ended }
 }
 
 // online tells everybody that the subscriptions are in place, unless the

@@ -98,9 +98,15 @@ func openStore(cfg Config, log *slog.Logger) (*store, error) {
 
 // openOrReplace is openStore for the agent: a store that cannot be opened even
 // after repair is set aside, and the device starts empty. It gets the photos
-// again, because an empty store has no subscribed record.
+// again, because an empty store has no subscribed record. It waits for a store
+// that is in use.
 func openOrReplace(cfg Config, log *slog.Logger) (*store, error) {
+	start := time.Now()
 	s, err := openStore(cfg, log)
+	for lockedSince(start, err) {
+		time.Sleep(lockPoll)
+		s, err = openStore(cfg, log)
+	}
 	if !errors.Is(err, badgerdb.ErrCorrupt) {
 		return s, err
 	}
@@ -110,6 +116,19 @@ func openOrReplace(cfg Config, log *slog.Logger) (*store, error) {
 	}
 	log.Error("store is damaged: set aside, starting empty, photos will be fetched again", "aside", aside, "err", err)
 	return openStore(cfg, log)
+}
+
+// Waits for a store that another process has: a command where no agent runs
+// has it for a moment, an agent that is being stopped for somewhat longer.
+const (
+	lockPatience = 10 * time.Second
+	lockPoll     = 50 * time.Millisecond
+)
+
+// lockedSince reports whether err says that another process has the store, and
+// it is worth to try again.
+func lockedSince(start time.Time, err error) bool {
+	return errors.Is(err, badgerdb.ErrLocked) && time.Since(start) < lockPatience
 }
 
 func (s *store) close() error { return s.db.Close() }

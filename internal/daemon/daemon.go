@@ -207,6 +207,15 @@ func (d *Daemon) Run(ctx context.Context) error {
 	go func() { brokerEnded <- d.broker.Run(brokerCtx) }()
 
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case err := <-brokerEnded: // it ends by itself only when it cannot start
+			brokerEnded <- nil
+			return err
+		case <-gctx.Done():
+			return nil
+		}
+	})
 	for _, l := range []net.Listener{d.l.MQTT, d.l.MQTTS} {
 		if l != nil {
 			g.Go(func() error { return d.broker.Serve(gctx, l) })

@@ -18,8 +18,9 @@ import (
 // maxRemaining is the largest Remaining Length MQTT can express (section 1.5.5).
 const maxRemaining = 268_435_455
 
-// maxControlBytes bounds every packet from the server but PUBLISH: reason
-// strings and user properties are at most 64 KiB each.
+// maxControlBytes bounds every packet from the server but PUBLISH, and the
+// properties of that: reason strings and user properties are at most 64 KiB
+// each. A photo's size in empty properties would take ten times its memory.
 const maxControlBytes = 256 << 10
 
 // errPacket is wrapped by every error about bytes that are not MQTT 5; the
@@ -126,6 +127,9 @@ func cutProperties(b []byte) (props, rest []byte, err error) {
 	n, err := readLength(r)
 	if err != nil || n > r.Len() {
 		return nil, nil, fmt.Errorf("%w: packet ends inside its properties", errPacket)
+	}
+	if n > maxControlBytes {
+		return nil, nil, fmt.Errorf("%w: properties of %d bytes (at most %d)", errPacket, n, maxControlBytes)
 	}
 	end := len(b) - r.Len() + n
 	return b[:end], b[end:], nil

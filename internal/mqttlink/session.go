@@ -180,6 +180,7 @@ func (l *Link) next(c *connection) *outgoing {
 			if err == nil {
 				return o
 			}
+			delete(l.ids, o.packetID) // it has one where it was sent before
 			o.done <- err
 			continue
 		case c.quota == 0:
