@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X pairsync/internal/version.Version=$(VERSION)
 BIN     := bin
 export CGO_ENABLED ?= 0
 
-.PHONY: demo build test test-go test-race test-e2e bench lint cover deps clean check-go
+.PHONY: demo build test test-go test-race test-e2e torture bench lint cover deps clean check-go
 
 demo: build ## run the whole of pairsync in one process until Ctrl-C
 	$(BIN)/pairsync demo
@@ -25,10 +25,13 @@ test-go: ## formatting, vet and the tests of every package but e2e
 
 # The packages where goroutines meet, once more under the race detector.
 test-race:
-	CGO_ENABLED=1 $(GO) test -race ./broker/ ./bridge/... ./agent/ ./internal/ledger/... ./internal/mqttlink/ ./internal/memnet/ ./internal/simtest/ ./internal/registry/
+	@GO='$(GO)' .ci/race ./broker/ ./bridge/... ./agent/ ./internal/ledger/... ./internal/mqttlink/ ./internal/memnet/ ./internal/simtest/ ./internal/registry/
 
 test-e2e: ## real clients, real processes, kill -9
 	$(GO) test -count=1 -timeout 20m ./e2e/...
+
+torture: check-go deps ## kill -9 of server and agent, 50 rounds
+	PAIRSYNC_E2E_ROUNDS=50 $(GO) test -count=1 -timeout 60m -run Crash -v ./e2e/
 
 bench: check-go ## the benchmarks, five rounds each
 	$(GO) test -run '^$$' -bench . -benchmem -count=5 ./internal/ledger/... ./internal/token/ ./internal/mqttlink/ ./bridge/... ./broker/

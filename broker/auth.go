@@ -42,7 +42,11 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 		b.metrics.overLimit.Inc()
 		return b.refuseConnect(cl, code)
 	}
-	who, err := b.deps.Verifier.Verify(c.ctx, string(pk.Connect.Password))
+	raw, code, ok := connectToken(pk)
+	if !ok {
+		return b.refuseConnect(cl, code)
+	}
+	who, err := b.deps.Verifier.Verify(c.ctx, raw)
 	if err != nil {
 		b.limits.loginFailed(nc.Conn)
 		return b.refuseConnect(cl, tokenCode(err))
@@ -50,7 +54,7 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	if who, err = actFor(who, string(pk.Connect.Username)); err != nil {
 		return b.refuseConnect(cl, packets.Code{Code: packets.ErrBadUsernameOrPassword.Code, Reason: err.Error()})
 	}
-	c.who = who
+	c.token.Store(&who)
 	b.refreshRights(c)
 	if code, ok := b.nameSession(c, strings.Clone(pk.Connect.ClientIdentifier)); !ok {
 		return b.refuseConnect(cl, code)
@@ -71,12 +75,20 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 			return b.refuseConnect(cl, packets.Code{Code: packets.ErrServerBusy.Code, Reason: "the session cannot be stored: " + publicReason(err)})
 		}
 	}
-	// The bridge's token is checked when it connects; whose phones it serves is
-	// checked by the bridge.
-	if !who.Expires.IsZero() && who.Role != token.RoleBridge {
+	c.endWithToken()
+	return nil
+}
+
+// endWithToken arms the timer that ends the connection when its token expires.
+// The bridge's token is checked when it connects; whose phones it serves is
+// checked by the bridge.
+func (c *client) endWithToken() {
+	if c.expiry != nil {
+		c.expiry.Stop()
+	}
+	if who := c.who(); !who.Expires.IsZero() && who.Role != token.RoleBridge {
 		c.expiry = time.AfterFunc(time.Until(who.Expires), func() { c.end(packets.ErrMaxConnectTime) })
 	}
-	return nil
 }
 
 // refuseConnect answers a CONNECT with a reason and returns it as the error
@@ -147,16 +159,16 @@ func (b *Broker) nameSession(c *client, name string) (packets.Code, bool) {
 		return packets.Code{Code: packets.ErrClientIdentifierNotValid.Code, Reason: fmt.Sprintf(format, args...)}, false
 	}
 	switch {
-	case c.who.Device != "":
+	case c.who().Device != "":
 		if name == "" {
-			c.cl.Properties.Props.AssignedClientID = c.who.Device
+			c.cl.Properties.Props.AssignedClientID = c.who().Device
 		}
-		name = c.who.Device
+		name = c.who().Device
 	case name == "":
 		name = c.cl.Properties.Props.AssignedClientID // mochi made one up
 	case len(name) > maxClientIDBytes:
 		return invalid("client id of %d bytes is too long (at most %d)", len(name), maxClientIDBytes)
-	case isAppName(name) != (c.who.Role == token.RoleBridge):
+	case isAppName(name) != (c.who().Role == token.RoleBridge):
 		if isAppName(name) {
 			return invalid("client ids app and app-… belong to the bridge")
 		}
@@ -166,8 +178,8 @@ func (b *Broker) nameSession(c *client, name string) (packets.Code, bool) {
 			return invalid("client id is a device's, and only that device's token may use it")
 		}
 	}
-	c.cl.ID = c.who.User + "/" + name
-	if c.who.Role == token.RoleAdmin {
+	c.cl.ID = c.who().User + "/" + name
+	if c.who().Role == token.RoleAdmin {
 		// Their sessions are mochi's: whoever has the same names and another
 		// role must not inherit what waits in one. No user's id is empty.
 		c.cl.ID = "/" + c.cl.ID

@@ -31,13 +31,13 @@ type client struct {
 	cl     *mqtt.Client
 	nc     *conn
 	ctx    context.Context
-	who    token.Principal
+	token  atomic.Pointer[token.Principal] // the newest; its user, device and role never change
 	serial uint64
 	sess   *session // nil for an admin, whose sessions are mochi's
 	window int
 
 	can    atomic.Pointer[rights]
-	expiry *time.Timer // ends the connection with its token; nil without exp
+	expiry *time.Timer // ends the connection with its token; nil without exp; used by the reader and, after it, by detach
 
 	wake   chan struct{} // capacity 1: there may be something to write
 	closed chan struct{} // closed by detach: the pump ends
@@ -63,6 +63,9 @@ type client struct {
 
 func (c *client) v5() bool { return c.cl.Properties.ProtocolVersion >= 5 }
 
+// who returns the identity that the client's newest token gives it.
+func (c *client) who() token.Principal { return *c.token.Load() }
+
 // app reports whether this is one of the user's app sessions, which the
 // bridge holds: the ones that make a user online.
 func (c *client) app() bool { return c.sess != nil && isAppName(c.sess.name) }
@@ -86,22 +89,32 @@ func (c *client) end(code packets.Code) {
 		go c.cl.Stop(code) // closing TLS may wait for a reader that is stuck
 		return
 	}
-	if !c.cl.TryLock() {
-		// Something is being written, perhaps to nobody. What was begun may
-		// still arrive whole; a DISCONNECT would have to wait behind it.
-		time.AfterFunc(farewellWait, func() { c.cl.Stop(code) })
-		return
-	}
-	c.cl.Unlock()
-	go func() { // ends within farewellWait, because every write does
-		pk := packets.Packet{
+	go func() { // ends within farewellWait, as every write does
+		defer c.cl.Stop(code)
+		if !c.awaitWriter() {
+			return
+		}
+		_ = c.cl.WritePacket(packets.Packet{ // the connection ends in either case
 			FixedHeader: packets.FixedHeader{Type: packets.Disconnect},
 			ReasonCode:  code.Code,
 			Properties:  packets.Properties{ReasonString: code.Reason},
-		}
-		_ = c.cl.WritePacket(pk) // the connection ends in either case
-		c.cl.Stop(code)
+		})
 	}()
+}
+
+// awaitWriter waits, within farewellWait, for what is being written; false when
+// that is stuck, because nobody reads. It does not wait on the lock itself: the
+// fake clock of a test world stands still while somebody does.
+func (c *client) awaitWriter() bool {
+	const looks = 20
+	for range looks {
+		if c.cl.TryLock() {
+			c.cl.Unlock()
+			return true
+		}
+		time.Sleep(farewellWait / looks)
+	}
+	return false
 }
 
 // attach makes c the connection of its id: an older one is ended and waited
@@ -136,18 +149,18 @@ func (b *Broker) established(c *client) {
 	if c.sess == nil {
 		b.admins[c] = true
 	} else {
-		b.user(c.who.User).clients[c] = true
+		b.user(c.who().User).clients[c] = true
 	}
 	b.mu.Unlock()
 	// From here on changes of the registry find the client; what changed since
 	// its CONNECT was looked at is made up for.
 	b.refreshRights(c)
-	if b.deps.Registry.Revoked(c.who) {
+	if b.deps.Registry.Revoked(c.who()) {
 		c.end(packets.ErrAdministrativeAction)
 	}
 	c.pump.Go(c.run)
 	c.poke()
-	b.presenceChanged(c.who.User)
+	b.presenceChanged(c.who().User)
 	if c.sess != nil && c.present {
 		c.sendRetained(c.sess.filters())
 	}
@@ -158,7 +171,7 @@ func (b *Broker) detach(c *client) {
 	if c.expiry != nil {
 		c.expiry.Stop()
 	}
-	b.limits.leave(c.who.User)
+	b.limits.leave(c.who().User)
 	c.cl.Stop(nil) // does nothing if it is stopped, as it is but for a panic
 	close(c.closed)
 	c.pump.Wait()
@@ -178,10 +191,10 @@ func (b *Broker) detach(c *client) {
 		delete(b.clients, c.cl.ID)
 	}
 	delete(b.admins, c)
-	delete(b.user(c.who.User).clients, c)
-	b.dropUser(c.who.User)
+	delete(b.user(c.who().User).clients, c)
+	b.dropUser(c.who().User)
 	b.mu.Unlock()
-	b.presenceChanged(c.who.User)
+	b.presenceChanged(c.who().User)
 	close(c.done)
 }
 
@@ -239,7 +252,7 @@ func (b *Broker) dropUser(id string) {
 func (b *Broker) refreshRights(c *client) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.can.Store(rightsOf(c.who, b.deps.Registry))
+	c.can.Store(rightsOf(c.who(), b.deps.Registry))
 }
 
 // outgoing is an ephemeral message or a retained value on its way out, always

@@ -72,10 +72,10 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 // connection alone; one that is far over it is disconnected. The bridge acts
 // for phones that it limits itself.
 func (b *Broker) slowDown(c *client, bytes int) bool {
-	if c.who.Role == token.RoleBridge {
+	if c.who().Role == token.RoleBridge {
 		return true
 	}
-	wait, ok := b.limits.publish(c.who.User, bytes)
+	wait, ok := b.limits.publish(c.who().User, bytes)
 	if !ok {
 		b.metrics.overLimit.Inc()
 		c.end(packets.ErrMessageRateTooHigh)
@@ -246,8 +246,8 @@ func (b *Broker) momentOf(c *client, t moment.Topic, pk packets.Packet) (moment.
 	if err := m.SetProperties(props); err != nil {
 		return m, err
 	}
-	if c.who.Device != "" {
-		m.Device = c.who.Device
+	if c.who().Device != "" {
+		m.Device = c.who().Device
 	}
 	if e := pk.Properties.MessageExpiryInterval; e > 0 {
 		m.ExpiresAt = time.Now().Add(time.Duration(e) * time.Second)

@@ -23,7 +23,7 @@ func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
 		mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
-		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnWill, mqtt.OnClientExpired:
+		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnAuthPacket, mqtt.OnWill, mqtt.OnClientExpired:
 		return true
 	}
 	return false
@@ -87,7 +87,8 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 	}
 	p := &pk.Properties
 	p.MaximumPacketSize = h.b.maxPacket()
-	if c.who.Role != token.RoleAdmin {
+	p.AuthenticationMethod = cl.Properties.Props.AuthenticationMethod // the same as asked for (MQTT 5, 4.12)
+	if c.who().Role != token.RoleAdmin {
 		pk.SessionPresent = c.present
 		p.MaximumQos, p.MaximumQosFlag = 1, true
 		p.SharedSubAvailable, p.SharedSubAvailableFlag = 0, true
@@ -154,6 +155,11 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 		return pk, nil
 	}
 	return h.b.publish(clientOf(cl), pk)
+}
+
+// OnAuthPacket takes a new token for a live connection.
+func (h *hook) OnAuthPacket(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	return pk, h.b.reauthenticate(clientOf(cl), pk)
 }
 
 // OnWill makes a will on a pair's tree what every live message is: QoS 0 and

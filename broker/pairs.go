@@ -36,7 +36,7 @@ func (b *Broker) registryChanged(ch registry.Change) {
 		clients := slices.Collect(maps.Values(b.clients))
 		b.mu.RUnlock()
 		for _, c := range clients {
-			if b.deps.Registry.Revoked(c.who) {
+			if b.deps.Registry.Revoked(c.who()) {
 				c.end(packets.ErrAdministrativeAction)
 			}
 		}

@@ -189,7 +189,7 @@ func (b *Broker) presence(userID string) moment.Presence {
 			continue
 		}
 		name := c.sess.name
-		if d, ok := b.deps.Registry.Device(c.who.Device); ok {
+		if d, ok := b.deps.Registry.Device(c.who().Device); ok {
 			name = d.Name
 		}
 		p.Clients = append(p.Clients, name)

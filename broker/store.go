@@ -60,7 +60,7 @@ func (b *Broker) begin(c *client, clean bool) error {
 			<-s.ended // its record must be gone before another is written
 		}
 		s = &session{
-			id: c.cl.ID, user: c.who.User, name: strings.TrimPrefix(c.cl.ID, c.who.User+"/"), device: c.who.Device,
+			id: c.cl.ID, user: c.who().User, name: strings.TrimPrefix(c.cl.ID, c.who().User+"/"), device: c.who().Device,
 			follows: map[ledger.LogID]*follow{},
 		}
 		changed, _ = s.take(c, expiry)
