@@ -139,24 +139,26 @@ func mustTotals(t testing.TB, s *store) totals {
 // grants what the ACL allows, answers a subscription to info, and holds every
 // QoS 1 publish until it acknowledges.
 type fakeBroker struct {
-	mu        sync.Mutex // guards the fields below
-	pair      string     // the user's pair now, empty for none
-	tellPair  bool       // in the CONNACK
-	session   bool       // kept from an earlier connect
-	away      bool       // nobody can connect
-	silent    bool       // nothing is acknowledged
-	refusal   error      // the answer to the next QoS 1 publishes, if set
-	deaf      bool       // no SUBSCRIBE is answered
-	bounces   int
-	creeping  bool     // bytes move though nothing is acknowledged
-	connects  []string // "clean" or "resume"
-	subs      map[string]string
-	published []mqttlink.Publish // each call of Publish once
-	sent      int                // transmissions of QoS 1 publishes
-	answered  []mqttlink.Publish // acknowledged
-	moved     uint64
-	links     []*fakeLink
-	changed   chan struct{}
+	mu       sync.Mutex // guards the fields below
+	pair     string     // the user's pair now, empty for none
+	tellPair bool       // in the CONNACK
+	session  bool       // kept from an earlier connect
+	away     bool       // nobody can connect
+	silent   bool       // nothing is acknowledged
+	refusal  error      // the answer to the next QoS 1 publishes, if set
+	deaf     bool       // no SUBSCRIBE is answered
+	bounces  int
+	// unsubscribable is a filter that is refused, for no lasting reason.
+	unsubscribable string
+	creeping       bool     // bytes move though nothing is acknowledged
+	connects       []string // "clean" or "resume"
+	subs           map[string]string
+	published      []mqttlink.Publish // each call of Publish once
+	sent           int                // transmissions of QoS 1 publishes
+	answered       []mqttlink.Publish // acknowledged
+	moved          uint64
+	links          []*fakeLink
+	changed        chan struct{}
 
 	claims   map[string]string // of the device's token
 	tokenErr error             // why it cannot be read
@@ -301,6 +303,9 @@ func (l *fakeLink) Subscribe(ctx context.Context, subs ...mqttlink.Subscription)
 			l.b.pair != "" && len(s.Filter) > 6 && s.Filter[:6+len(l.b.pair)] == "pairs/"+l.b.pair
 		if !mine {
 			return fmt.Errorf("subscribe: %w", &mqttlink.ReasonError{Code: mqttlink.CodeNotAuthorized})
+		}
+		if s.Filter == l.b.unsubscribable {
+			return fmt.Errorf("subscribe: %w", &mqttlink.ReasonError{Code: mqttlink.CodeQuotaExceeded})
 		}
 		l.b.subs[s.Filter] = s.Backfill
 		if s.Filter == moment.InfoTopic(l.b.pair) {

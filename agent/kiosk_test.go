@@ -202,6 +202,12 @@ func TestScreen(t *testing.T) {
 		t.Errorf("note = %+v", s.Note)
 	}
 	putPhoto(t, k.store, "m1", testJPEG(t, 1))
+	// A frame without a battery starts in 1970, until the network tells the time.
+	n.Moment, n.Text, n.ReceivedAt = "n2", "newer", time.Unix(60, 0)
+	put(t, k.store, k.store.takeNote(n, nil, &fresh))
+	if s := show(); s.Note == nil || s.Note.Text != "newer" {
+		t.Errorf("note after a clock jump = %+v, want the one that came last", s.Note)
+	}
 	putPhoto(t, k.store, "a&b", testJPEG(t, 2))
 	former := testMember
 	former.Pair = "p0"

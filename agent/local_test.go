@@ -8,9 +8,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"pairsync/internal/badgerdb"
+	"pairsync/internal/memnet"
 )
 
 // runAgent runs an agent of b with a real socket until the test ends; stop
@@ -101,6 +105,8 @@ func TestClientWithAndWithoutARunningAgent(t *testing.T) {
 		t.Errorf("a second agent: err = %v, want ErrRunning", err)
 	}
 
+	// A stop between the answer and this only sends the photo again.
+	awaitView(t, a, "an empty outbox", func(view) bool { return mustTotals(t, a.store).OutPhotos == 0 })
 	stop()
 	check(t, false)
 	out, err = c.Send(ctx, bytes.NewReader(testJPEG(t, 3)), "later", "", time.Second)
@@ -114,6 +120,54 @@ func TestClientWithAndWithoutARunningAgent(t *testing.T) {
 			t.Errorf("arrived (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// A command and an agent, or two commands, that want the store at the same
+// moment: the later one waits.
+func TestAStoreInUseIsWaitedFor(t *testing.T) {
+	deps := Deps{
+		Dial:  noDial,
+		Token: func(context.Context) (string, error) { return testToken(deviceClaims), nil },
+		Log:   quiet(),
+	}
+	for name, use := range map[string]func(*testing.T, Config) error{
+		"agent": func(_ *testing.T, cfg Config) error {
+			d := deps
+			d.Local = memnet.Listen("agent")
+			a, err := New(cfg, d)
+			if err != nil {
+				return err
+			}
+			return a.Close()
+		},
+		"command": func(t *testing.T, cfg Config) error {
+			_, err := newTestClient(t, cfg).List(t.Context())
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := testConfig(t)
+				s := openTestStore(t, cfg)
+				go func() {
+					time.Sleep(lockPatience / 2)
+					s.close()
+				}()
+				if err := use(t, cfg); err != nil {
+					t.Errorf("the store was let go after %v: %v", lockPatience/2, err)
+				}
+				s = openTestStore(t, cfg)
+				start := time.Now()
+				if err := use(t, cfg); !errors.Is(err, badgerdb.ErrLocked) {
+					t.Errorf("the store is never let go: err = %v, want ErrLocked", err)
+				}
+				if took := time.Since(start); took > 2*lockPatience {
+					t.Errorf("waited for %v", took)
+				}
+				s.close()
+			})
+		})
+	}
 }
 
 func TestSocketIsPrivateAndReplaced(t *testing.T) {

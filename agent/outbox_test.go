@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"pairsync/internal/badgerdb"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 )
@@ -286,6 +288,73 @@ func TestReceiptsAreSentOnce(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("receipts (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A new pair drops the receipts of the former one, also those that the lane has
+// sent and not yet dropped itself.
+func TestAnEntryIsDroppedOnce(t *testing.T) {
+	s := newTestStore(t)
+	for _, id := range []string{"m1", "m2", "m3"} {
+		putPhoto(t, s, id, testJPEG(t, 1))
+	}
+	sent, err := s.entries(moment.Receipt, func(entry) bool { return true })
+	if err != nil || len(sent) != 3 {
+		t.Fatalf("%d receipts, %v", len(sent), err)
+	}
+	for range 2 {
+		if err := s.drop(t.Context(), sent[:2]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sums := mustTotals(t, s); sums.OutReceipts != 1 {
+		t.Errorf("%d receipts are waiting, want 1", sums.OutReceipts)
+	}
+}
+
+// What a transaction cannot hold goes in several.
+func TestManyEntriesAreDropped(t *testing.T) {
+	s := newTestStore(t)
+	many := make([]entry, 1000)
+	for i := range many {
+		many[i] = *newReceipt(testMember, testPartner, "m", moment.StatusStored, time.Now())
+		many[i].Seq = uint64(i + 1)
+	}
+	for chunk := range slices.Chunk(many, 20) {
+		put(t, s, change{apply: func(tx *badgerdb.Tx) error {
+			sums, err := readTotals(tx)
+			for i := range chunk {
+				err = errors.Join(err, enqueueReceipt(tx, &sums, &chunk[i]))
+			}
+			return errors.Join(err, writeTotals(tx, sums))
+		}})
+	}
+	if err := s.drop(t.Context(), many...); err != nil {
+		t.Fatal(err)
+	}
+	if sums := mustTotals(t, s); sums.OutReceipts != 0 {
+		t.Errorf("%d receipts are waiting, want none", sums.OutReceipts)
+	}
+}
+
+// A photo whose bytes are gone must not hold up those behind it.
+func TestALostPayloadDoesNotBlockTheOutbox(t *testing.T) {
+	b := newFakeBroker()
+	b.away = true
+	world(t, b, deviceClaims, func(t *testing.T, a *Agent) {
+		if err := a.store.setMember(t.Context(), testMember); err != nil {
+			t.Fatal(err)
+		}
+		a.board.set(func(v *view) { v.membership = testMember })
+		lost, next := send(t, a, "lost"), send(t, a, "next")
+		put(t, a.store, change{apply: func(tx *badgerdb.Tx) error { return tx.Delete(partKey(moment.Photo, 1, 0)) }})
+		b.set(func(b *fakeBroker) { b.away = false })
+		if got := outcome(t, a, next.Moment, time.Minute); got.State != StateSent {
+			t.Errorf("the photo behind it: %+v, want sent", got)
+		}
+		if got := outcome(t, a, lost.Moment, time.Minute); got.State != StateFailed {
+			t.Errorf("the lost one: %+v, want failed", got)
 		}
 	})
 }

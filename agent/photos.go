@@ -17,12 +17,6 @@ import (
 // of the store's device profile, beside its records.
 const maxPhotoBytes = 6 << 20
 
-// evictPerChange bounds how many photos one transaction removes.
-const evictPerChange = 16
-
-// keepWhenFull is how many photos stay even when the disk is full.
-const keepWhenFull = 50
-
 // errNoPhoto says that the store has no such photo (any more).
 var errNoPhoto = errors.New("no such photo")
 
@@ -121,97 +115,6 @@ func adopt(tx *badgerdb.Tx, t *totals, arrival uint64, r record, receipt *entry)
 	)
 }
 
-// overdue takes the oldest photos that are over keep_photos or keep_bytes out
-// of t, at most evictPerChange, and returns them. The newest always stays. gone
-// is the arrival of one that tx has removed already.
-func (s *store) overdue(tx *badgerdb.Tx, t *totals, gone uint64) ([]record, error) {
-	over := func() bool { return t.Photos > 1 && (t.Photos > s.keepPhotos || t.Bytes > s.keepBytes) }
-	var out []record
-	if !over() {
-		return nil, nil
-	}
-	err := tx.Scan([]byte(prefixPhoto), numberedKey(prefixPhoto, t.Oldest), false, func(key []byte, value func() ([]byte, error)) error {
-		r, err := parseRecord(key, value)
-		if errors.Is(err, badgerdb.ErrDamaged) {
-			r, err = record{Arrival: number(key)}, nil // goes without a name
-		}
-		if err != nil {
-			return err
-		}
-		if r.Arrival == gone {
-			return nil
-		}
-		t.Oldest = r.Arrival
-		if !over() || len(out) == evictPerChange {
-			return badgerdb.ErrStop
-		}
-		out = append(out, r)
-		t.Photos--
-		t.Bytes -= int64(r.Bytes)
-		return nil
-	})
-	return out, err
-}
-
-// removePhotos deletes photos, but not what is remembered of them: their seen
-// records say that they are gone.
-func removePhotos(tx *badgerdb.Tx, rs []record) error {
-	for _, r := range rs {
-		err := errors.Join(
-			tx.Delete(numberedKey(prefixPhoto, r.Arrival)),
-			tx.Delete(numberedKey(prefixBytes, r.Arrival)),
-		)
-		if r.Moment != "" {
-			err = errors.Join(err, setJSON(tx, seenKey(r.key()), seen{Pair: r.Pair, At: r.ReceivedAt, Why: "made room"}))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// evict removes what is over the bounds: after a smaller keep_photos or
-// keep_bytes was configured, or when one photo pushed out many.
-func (s *store) evict(ctx context.Context) error {
-	for {
-		n := 0
-		err := s.db.Prune(ctx, func(tx *badgerdb.Tx) error {
-			t, err := readTotals(tx)
-			if err != nil {
-				return err
-			}
-			evicted, err := s.overdue(tx, &t, 0)
-			if n = len(evicted); n == 0 || err != nil {
-				return err
-			}
-			return errors.Join(removePhotos(tx, evicted), writeTotals(tx, t))
-		})
-		if err != nil || n < evictPerChange {
-			return err
-		}
-	}
-}
-
-// makeRoom removes some of the oldest photos although they are within the
-// bounds, because the disk is full; never the newest keepWhenFull.
-func (s *store) makeRoom(ctx context.Context) (removed int, err error) {
-	tight := store{db: s.db, keepBytes: s.keepBytes}
-	err = s.db.Prune(ctx, func(tx *badgerdb.Tx) error {
-		t, err := readTotals(tx)
-		if err != nil {
-			return err
-		}
-		tight.keepPhotos = max(t.Photos-evictPerChange, keepWhenFull)
-		evicted, err := tight.overdue(tx, &t, 0)
-		if removed = len(evicted); removed == 0 || err != nil {
-			return err
-		}
-		return errors.Join(removePhotos(tx, evicted), writeTotals(tx, t))
-	})
-	return removed, err
-}
-
 // takeBroken remembers a photo that will never be shown, and counts it.
 // *fresh is whether it was new.
 func (s *store) takeBroken(pair string, key moment.Key, why string, fresh *bool) change {
@@ -252,7 +155,11 @@ func (s *store) takeBack(pair, sender, id string, gone *bool) change {
 		}
 		var r record
 		if p.Arrival != 0 {
-			if *gone, err = getJSON(tx, numberedKey(prefixPhoto, p.Arrival), &r); err != nil {
+			*gone, err = getJSON(tx, numberedKey(prefixPhoto, p.Arrival), &r)
+			if errors.Is(err, badgerdb.ErrDamaged) {
+				*gone, err = true, nil // all the more
+			}
+			if err != nil {
 				return err
 			}
 			if *gone {
@@ -343,8 +250,9 @@ func findPhoto(tx *badgerdb.Tx, sender, id string) (record, error) {
 // markShown records that a photo has been shown, and queues the receipt unless
 // the photo is a former pair's. It reports false, and changes nothing, when
 // the photo was shown before.
-func (s *store) markShown(ctx context.Context, sender, id string, at time.Time, receipt *entry) (first bool, err error) {
-	err = s.update(ctx, change{apply: func(tx *badgerdb.Tx) error {
+func (s *store) markShown(ctx context.Context, sender, id string, at time.Time, receipt *entry) (bool, error) {
+	first := false
+	err := s.update(ctx, change{apply: func(tx *badgerdb.Tx) error {
 		first = false
 		r, err := findPhoto(tx, sender, id)
 		if err != nil || !r.ShownAt.IsZero() {
@@ -366,13 +274,14 @@ func (s *store) markShown(ctx context.Context, sender, id string, at time.Time, 
 			writeTotals(tx, t),
 		)
 	}})
-	return first, err
+	return err == nil && first, err // not first alone: fn may still run
 }
 
 // markBroken keeps a photo that the page could not decode out of the show, and
 // counts it. It reports false, and changes nothing, when that was done before.
-func (s *store) markBroken(ctx context.Context, sender, id string) (first bool, err error) {
-	err = s.update(ctx, change{apply: func(tx *badgerdb.Tx) error {
+func (s *store) markBroken(ctx context.Context, sender, id string) (bool, error) {
+	first := false
+	err := s.update(ctx, change{apply: func(tx *badgerdb.Tx) error {
 		first = false
 		r, err := findPhoto(tx, sender, id)
 		if err != nil || r.Broken {
@@ -386,7 +295,7 @@ func (s *store) markBroken(ctx context.Context, sender, id string) (first bool, 
 		t.Broken++
 		return errors.Join(setJSON(tx, numberedKey(prefixPhoto, r.Arrival), r), writeTotals(tx, t))
 	}})
-	return first, err
+	return err == nil && first, err // not first alone: fn may still run
 }
 
 // forget removes a photo whose bytes are damaged, and that it was ever seen: a

@@ -43,6 +43,7 @@ type incoming struct {
 	topic   string
 	payload []byte
 	props   []moment.Property
+	again   bool // the broker has sent it on an earlier connection
 	// ack acknowledges it; it fails when the connection that brought it is
 	// gone, and then it comes again.
 	ack func() error
@@ -179,7 +180,12 @@ func (r *receiver) judge(ctx context.Context, m incoming) arrival {
 	case moment.ClassInfo:
 		r.takeInfo(ctx, v, t.Pair, m.payload)
 	case moment.ClassEvents:
-		r.relearn()
+		// One that comes again is older than this connection, which has
+		// learned the pair. To connect again for it could go on for ever: its
+		// acknowledgement waits behind a photo that is being sent.
+		if !m.again {
+			r.relearn()
+		}
 	case moment.ClassMoment:
 		return r.judgeMoment(v.membership, t, m)
 	}

@@ -197,7 +197,7 @@ func (s *session) linkConfig(ctx context.Context, clean bool) mqttlink.Config {
 	c.MaxPacketBytes = maxPacketBytes
 	c.Receive = func(m *mqttlink.Message) {
 		select {
-		case s.messages <- incoming{topic: m.Topic, payload: m.Payload, props: m.Properties, ack: m.Ack}:
+		case s.messages <- incoming{topic: m.Topic, payload: m.Payload, props: m.Properties, again: m.Duplicate, ack: m.Ack}:
 		case <-ctx.Done(): // not acknowledged: it comes again
 		}
 	}

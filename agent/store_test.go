@@ -1,10 +1,9 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -180,6 +179,47 @@ func TestSamePhotoInANewPairIsNotShownTwice(t *testing.T) {
 	}
 }
 
+// An id is unique only within a pair: widgets count from 1 again.
+func TestAnotherPhotoWithTheIDOfAFormerPairs(t *testing.T) {
+	for name, keep := range map[string]int{"room for both": 10, "room for one": 1} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestStore(t, func(c *Config) { c.KeepPhotos = keep })
+			putPhoto(t, s, "1", testJPEG(t, 1))
+			again := testMember
+			again.Pair = "p2"
+			body := testJPEG(t, 2)
+			if !putPhotoOf(t, s, again, testPartner, "1", body) {
+				t.Error("fresh = false for a photo that nobody has seen")
+			}
+			r, got, err := s.photo(testPartner, "1")
+			if err != nil || r.Pair != "p2" || !bytes.Equal(got, body) {
+				t.Errorf("pair %q, %d bytes, %v, want the new photo", r.Pair, len(got), err)
+			}
+			if sums := mustTotals(t, s); sums.Photos != 1 || sums.Bytes != int64(len(body)) || sums.OutReceipts != 2 {
+				t.Errorf("totals = %+v, want 1 photo of %d bytes", sums, len(body))
+			}
+			if got := moments(t, s); len(got) != 1 {
+				t.Errorf("listed %v", got)
+			}
+		})
+	}
+}
+
+// What is remembered of a photo may outlast the photo itself.
+func TestAPhotoOfAFormerPairThatIsGone(t *testing.T) {
+	s := newTestStore(t)
+	putPhoto(t, s, "m1", testJPEG(t, 1))
+	put(t, s, change{apply: func(tx *badgerdb.Tx) error { return tx.Delete(numberedKey(prefixPhoto, 1)) }})
+	again := testMember
+	again.Pair = "p2"
+	if !putPhotoOf(t, s, again, testPartner, "m1", testJPEG(t, 1)) {
+		t.Error("acknowledged and not stored")
+	}
+	if _, _, err := s.photo(testPartner, "m1"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMarkShownOnce(t *testing.T) {
 	s := newTestStore(t)
 	putPhoto(t, s, "m1", testJPEG(t, 1))
@@ -220,59 +260,6 @@ func TestNotesAreBounded(t *testing.T) {
 	n, ok, err := s.newestNote(testPair)
 	if err != nil || !ok || n.Text != fmt.Sprint(keepNotes+4) {
 		t.Errorf("newest note = %+v, %v, %v", n, ok, err)
-	}
-}
-
-func TestForgetBringsAPhotoBack(t *testing.T) {
-	s := newTestStore(t)
-	putPhoto(t, s, "m1", testJPEG(t, 1))
-	if err := s.forget(t.Context(), testPartner, "m1"); err != nil {
-		t.Fatal(err)
-	}
-	if sums := mustTotals(t, s); sums.Photos != 0 || sums.Bytes != 0 {
-		t.Errorf("totals = %+v, want nothing left", sums)
-	}
-	if !putPhoto(t, s, "m1", testJPEG(t, 1)) {
-		t.Error("the photo did not come back")
-	}
-}
-
-func TestDamagedBytesAreNotServed(t *testing.T) {
-	s := newTestStore(t)
-	putPhoto(t, s, "m1", testJPEG(t, 1))
-	put(t, s, change{apply: func(tx *badgerdb.Tx) error { return tx.Set(numberedKey(prefixBytes, 1), testJPEG(t, 2)) }})
-	if _, _, err := s.photo(testPartner, "m1"); !errors.Is(err, badgerdb.ErrDamaged) {
-		t.Errorf("err = %v, want ErrDamaged", err)
-	}
-}
-
-func TestUnopenableStoreIsSetAside(t *testing.T) {
-	cfg := testConfig(t)
-	s := openTestStore(t, cfg)
-	putPhoto(t, s, "m1", testJPEG(t, 1))
-	if err := s.close(); err != nil {
-		t.Fatal(err)
-	}
-	dir := storeDir(cfg.DataDir)
-	if err := os.WriteFile(filepath.Join(dir, "MANIFEST"), []byte("this is not a manifest"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openStore(cfg, quiet()); err == nil {
-		t.Fatal("the damaged store opened")
-	}
-	s, err := openOrReplace(cfg, quiet())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.close()
-	if got := moments(t, s); len(got) != 0 {
-		t.Errorf("list = %v, want an empty store", got)
-	}
-	if _, ok, err := s.subscribed(); ok || err != nil {
-		t.Errorf("subscribed = %v, %v: the new store would not ask for the photos again", ok, err)
-	}
-	if aside, _ := filepath.Glob(dir + "?*"); len(aside) != 1 {
-		t.Errorf("set aside: %v, want one directory", aside)
 	}
 }
 

@@ -89,7 +89,7 @@ func TestReauthentication(t *testing.T) {
 				renewed := time.Now()
 				got = nil
 				for len(got) == 0 || got[0] == 0xD0 {
-					time.Sleep(30 * time.Second)
+					time.Sleep(31 * time.Second) // never when the token ends
 					c.Write([]byte{0xC0, 0})
 					if got = read(c); len(got) == 0 {
 						t.Fatal("ended without a word")

@@ -270,6 +270,31 @@ func TestAbandonedPublish(t *testing.T) {
 	})
 }
 
+// A publish that was in flight, and that the server no longer takes after the
+// reconnect, is refused; a late PUBACK for it means nothing.
+func TestPubackForWhatWasRefusedHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t)
+		l := newLink(t, Config{Dial: s.dial, SessionExpiry: time.Hour})
+		p, _ := s.accept(accepted)
+		done := publishing(t.Context(), l, strings.Repeat("x", 100))
+		id := p.readPublish().PacketID
+		p.conn.Close()
+		small := uint32(50)
+		p, _ = s.accept(packets.Connack{SessionPresent: true, Properties: &packets.Properties{MaximumPacketSize: &small}})
+		var refusal *ReasonError
+		if err := <-done; !errors.As(err, &refusal) || refusal.Code != CodePacketTooLarge {
+			t.Errorf("got %v, want packet too large", err)
+		}
+		p.puback(id, 0, "")
+		done = publishing(t.Context(), l, "small")
+		p.puback(p.readPublish().PacketID, 0, "")
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestPublishWhileDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScript(t)
@@ -301,6 +326,10 @@ func TestBadServers(t *testing.T) {
 			p.write(&packets.Publish{Topic: "t", QoS: 2, PacketID: 1, Properties: &packets.Properties{}})
 		}, "QoS 2"},
 		"a huge packet": {func(p *peer) { p.conn.Write([]byte{0x30, 0xFF, 0xFF, 0xFF, 0x7F}) }, "at most"},
+		"a flood of properties": {func(p *peer) {
+			user := make([]packets.User, 60_000)
+			p.write(&packets.Publish{Topic: "t", Properties: &packets.Properties{User: user}})
+		}, "properties of"},
 		"more than the window": {func(p *peer) {
 			for id := range uint16(17) {
 				p.write(publish(id + 1))
