@@ -181,25 +181,34 @@ func TestSamePhotoInANewPairIsNotShownTwice(t *testing.T) {
 
 // An id is unique only within a pair: widgets count from 1 again.
 func TestAnotherPhotoWithTheIDOfAFormerPairs(t *testing.T) {
-	for name, keep := range map[string]int{"room for both": 10, "room for one": 1} {
+	first, second := testJPEG(t, 1), testJPEG(t, 2)
+	for name, test := range map[string]struct {
+		keepBytes int
+		want      []string
+	}{
+		"room for all": {1 << 20, []string{"1", "2"}},
+		"room for one": {len(second), []string{"1"}},
+	} {
 		t.Run(name, func(t *testing.T) {
-			s := newTestStore(t, func(c *Config) { c.KeepPhotos = keep })
-			putPhoto(t, s, "1", testJPEG(t, 1))
+			s := newTestStore(t)
+			putPhoto(t, s, "1", first)
+			putPhoto(t, s, "2", first)
+			s.keepBytes = int64(test.keepBytes)
 			again := testMember
 			again.Pair = "p2"
-			body := testJPEG(t, 2)
-			if !putPhotoOf(t, s, again, testPartner, "1", body) {
+			if !putPhotoOf(t, s, again, testPartner, "1", second) {
 				t.Error("fresh = false for a photo that nobody has seen")
 			}
 			r, got, err := s.photo(testPartner, "1")
-			if err != nil || r.Pair != "p2" || !bytes.Equal(got, body) {
+			if err != nil || r.Pair != "p2" || !bytes.Equal(got, second) {
 				t.Errorf("pair %q, %d bytes, %v, want the new photo", r.Pair, len(got), err)
 			}
-			if sums := mustTotals(t, s); sums.Photos != 1 || sums.Bytes != int64(len(body)) || sums.OutReceipts != 2 {
-				t.Errorf("totals = %+v, want 1 photo of %d bytes", sums, len(body))
+			if diff := cmp.Diff(test.want, moments(t, s)); diff != "" {
+				t.Errorf("kept (-want +got):\n%s", diff)
 			}
-			if got := moments(t, s); len(got) != 1 {
-				t.Errorf("listed %v", got)
+			sums, bytes := mustTotals(t, s), len(second)+(len(test.want)-1)*len(first)
+			if sums.Photos != len(test.want) || sums.Bytes != int64(bytes) || sums.OutReceipts != 3 {
+				t.Errorf("totals = %+v, want %d photos of %d bytes", sums, len(test.want), bytes)
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package mqttlink
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -75,6 +76,42 @@ func TestSubscriptionsAtConnect(t *testing.T) {
 		p.write(&packets.Unsuback{PacketID: u.PacketID, Reasons: []byte{0x11}, Properties: &packets.Properties{}})
 		if err := <-added; err != nil {
 			t.Errorf("Unsubscribe: %v", err)
+		}
+	})
+}
+
+// A caller that gives up while the link is down leaves nothing to be asked.
+func TestAbandonedSubscribe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t)
+		l := newLink(t, Config{Dial: s.dial, SessionExpiry: time.Hour})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if err := l.Subscribe(ctx, Subscription{Filter: "gone"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Subscribe: %v", err)
+		}
+		p, _ := s.accept(accepted)
+		publishing(t.Context(), l, "first")
+		if got, ok := p.read().(*packets.Publish); !ok {
+			t.Errorf("the server was asked for %T", got)
+		} else {
+			p.puback(got.PacketID, 0, "")
+		}
+	})
+}
+
+// A server that lets us in and drops us at once sees us less and less.
+func TestDroppedAtOnceBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t)
+		newLink(t, Config{Dial: s.dial})
+		start := time.Now()
+		for range 8 {
+			p, _ := s.accept(accepted)
+			p.conn.Close()
+		}
+		if took := time.Since(start); took < 10*time.Second {
+			t.Errorf("eight connects within %v", took)
 		}
 	})
 }
