@@ -16,8 +16,11 @@ const (
 	deadSockets = 2
 	deadAfter   = 10 * time.Minute // of at least one live socket that takes photos
 	deadSilent  = 6 * time.Hour    // of live sockets of which none ever took one
-	deadRounds  = 50               // to whatever sockets came and went
 )
+
+// lateRounds is how many rounds, to whatever sockets came and went, a photo
+// stays before the others: a phone that never answers for it is to get them.
+const lateRounds = 50
 
 // silentWait is the time between emits, after the first two, to sockets of
 // which none has ever taken a photo: each costs the phone its data volume. A
@@ -27,7 +30,7 @@ const silentWait = time.Hour
 // attempts is how hard the bridge has tried to get one photo acknowledged. It
 // outlives sessions: a phone that comes and goes is no reason to start again.
 type attempts struct {
-	rounds  int             // that any pong proved
+	rounds  int             // that any pong proved, since it was passed
 	passed  bool            // a phone took a later photo, and not this one: it may well have it
 	tries   int             // rounds that the pong of a socket that takes photos proved
 	sockets map[string]bool // ids of those sockets; only as many as count
@@ -63,7 +66,18 @@ func (a *attempts) pause() {
 
 func (a *attempts) exhausted() bool {
 	return a.passed && a.rounds >= deadTries || a.tries >= deadTries && len(a.sockets) >= deadSockets ||
-		a.live.total() >= deadAfter || a.silent.total() >= deadSilent || a.rounds >= deadRounds
+		a.live.total() >= deadAfter || a.silent.total() >= deadSilent
+}
+
+// late reports whether the others go first.
+func (a *attempts) late() bool { return a.passed || a.rounds >= lateRounds }
+
+// pass notes that a phone took a later photo. What went before to sockets that
+// may never have been those of an app that takes photos does not count.
+func (a *attempts) pass() {
+	if !a.passed {
+		a.passed, a.rounds = true, 0
+	}
 }
 
 // wait is the time to the next emit after so many rounds.

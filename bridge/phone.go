@@ -25,6 +25,10 @@ type phone struct {
 	takes  bool // guarded by u.mu: it has acknowledged a photo
 	lags   bool // guarded by u.mu: catchUp is due
 
+	// unproven is the photo that was emitted last and is not proven by a pong
+	// yet, nil otherwise; guarded by u.mu.
+	unproven *delivery
+
 	beat  time.Time // of the last heartbeat; used by the socket's goroutine alone
 	sends sendQueue
 }

@@ -1,22 +1,12 @@
 package bridge
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"slices"
 	"time"
 
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
-)
-
-// How long a receipt's publish may take, and the waits before further tries,
-// which double.
-const (
-	receiptTimeout  = 30 * time.Second
-	firstReceiptTry = time.Second
-	lastReceiptTry  = 30 * time.Second
 )
 
 // delivery is one photo of the partner's on its way to the phones. Its fields
@@ -28,7 +18,7 @@ type delivery struct {
 	settling bool // a phone has it; receipt and PUBACK are under way
 	overdue  bool // unanswered: others go on before it, until its timer
 
-	text, binary *prepared // made at the first emit, dropped when acknowledged
+	text, binary *prepared // made when its turn begins, dropped when that ends
 	round        int       // which emit to all is the newest
 	counted      bool      // the newest round was proven by a pong
 	arrived      time.Time // when it was
@@ -60,8 +50,10 @@ func (s *session) photo(in inbound, m moment.Moment) {
 		delete(s.u.attempts, m.ID)
 	}
 	s.photos = append(s.photos, d)
-	if o := s.outstanding; o != nil && o.counted && time.Since(o.arrived) >= retryWaits[0] && s.mayPass(o) {
+	if o := s.outstanding; o != nil && o.late() && !d.late() {
 		s.pass(o)
+	} else if o != nil && o.counted {
+		s.awaitAnswer(o)
 	}
 	s.pump()
 }
@@ -79,16 +71,25 @@ func (s *session) find(id string) *delivery {
 // pump emits the next photo, if none is outstanding and somebody listens.
 func (s *session) pump() {
 	for s.outstanding == nil && !s.ended && len(s.u.audience(s.pair.ID)) > 0 {
-		i := slices.IndexFunc(s.photos, func(d *delivery) bool { return d.pending() && !d.passed })
-		if i < 0 {
-			i = slices.IndexFunc(s.photos, (*delivery).pending)
-		}
-		if i < 0 {
+		d := s.next()
+		if d == nil {
 			return
 		}
-		s.outstanding = s.photos[i]
-		s.show(s.outstanding)
+		s.outstanding = d
+		s.show(d)
 	}
+}
+
+// next returns the photo whose turn it is, or should be; nil where none waits.
+func (s *session) next() *delivery {
+	i := slices.IndexFunc(s.photos, func(d *delivery) bool { return d.pending() && !d.late() })
+	if i < 0 {
+		i = slices.IndexFunc(s.photos, (*delivery).pending)
+	}
+	if i < 0 {
+		return nil
+	}
+	return s.photos[i]
 }
 
 // pending reports whether d waits for its turn, or has it.
@@ -97,16 +98,16 @@ func (d *delivery) pending() bool { return !d.settling && !d.overdue }
 // startOver lets the oldest photo that nobody has answered have its turn, for
 // a socket that has had none of them: it is to get them in order.
 func (s *session) startOver() {
-	if !slices.ContainsFunc(s.photos, func(d *delivery) bool { return d.overdue }) {
-		return
-	}
 	for _, d := range s.photos {
-		if d.overdue || d == s.outstanding {
+		if d.overdue {
 			d.overdue = false
 			d.stopTimer()
 		}
 	}
-	s.outstanding = nil
+	if o := s.outstanding; o != nil && s.next() != o {
+		o.stopTimer()
+		s.outstanding = nil
+	}
 }
 
 func (d *delivery) stopTimer() {
@@ -123,7 +124,7 @@ func (s *session) show(d *delivery) {
 	}
 	d.round++
 	d.counted, d.tried = false, false
-	if d.round == 1 && d.rounds == 0 {
+	if d.round == 1 && d.rounds == 0 && !d.passed {
 		s.u.b.metrics.emitted.Inc()
 	} else {
 		s.u.b.metrics.emittedAgain.Inc()
@@ -133,25 +134,34 @@ func (s *session) show(d *delivery) {
 	}
 }
 
-// emitPhoto emits d to one phone, and has the pong that proves it counted.
+// emitPhoto emits d to one phone, and has the pong that proves it counted. What
+// is still on its way there is not sent twice: on a slow line that takes long.
 func (s *session) emitPhoto(p *phone, d *delivery) {
+	if p.unproven == d {
+		return
+	}
 	prep, err := d.prepare(p.binary, s)
 	if err != nil {
 		s.log.Error("photo cannot be encoded", "photo", d.m.ID, "err", err)
 		return
 	}
-	round, id := d.round, d.m.ID // the app never answers: what waits for it must be small
+	p.unproven = d
+	id := d.m.ID // the app never answers: what waits for it must be small
 	s.u.later(func() {
 		if p.emitPhoto(prep, func(args []json.RawMessage) { p.photoAnswered(id, args) }) {
-			p.confirm(func() { s.proven(p, d, round) })
+			p.confirm(func() { s.proven(p, d) })
 		}
 	})
 }
 
-// proven counts a pong behind an emit of d.
-func (s *session) proven(p *phone, d *delivery, round int) {
+// proven counts a pong behind an emit of d. Every phone has its time to answer
+// from its own pong on, also one that joined late in the round.
+func (s *session) proven(p *phone, d *delivery) {
 	s.u.mu.Lock()
 	defer s.u.unlock()
+	if p.unproven == d {
+		p.unproven = nil
+	}
 	if s.outstanding != d || s.ended {
 		return
 	}
@@ -166,17 +176,29 @@ func (s *session) proven(p *phone, d *delivery, round int) {
 		if len(d.sockets) < deadSockets {
 			d.sockets[p.id()] = true
 		}
-		if !d.tried && d.round == round {
+		if !d.tried {
 			d.tried = true
 			d.tries++
 		}
 	}
-	if d.counted || d.round != round {
-		return
+	if !d.counted {
+		d.counted = true
+		d.rounds++
 	}
-	d.counted, d.arrived = true, time.Now()
-	d.rounds++
-	d.timer = time.AfterFunc(d.wait(d.rounds), func() { s.overdue(d, round) })
+	d.arrived = time.Now()
+	s.awaitAnswer(d)
+}
+
+// awaitAnswer sets the timer of a round that a pong has proven. Where another
+// photo waits, d has its turn for the shortest time.
+func (s *session) awaitAnswer(d *delivery) {
+	wait := d.wait(d.rounds)
+	if s.mayPass(d) {
+		wait = min(wait, retryWaits[0])
+	}
+	d.stopTimer()
+	round := d.round
+	d.timer = time.AfterFunc(max(0, wait-time.Since(d.arrived)), func() { s.overdue(d, round) })
 }
 
 // overdue goes on when a round has stayed without an answer: with the next
@@ -198,6 +220,7 @@ func (s *session) overdue(d *delivery, round int) {
 // pass ends d's turn without an answer; its next one comes by its timer.
 func (s *session) pass(d *delivery) {
 	s.outstanding, d.overdue = nil, true
+	d.text, d.binary = nil, nil // a window of them would be much
 	d.stopTimer()
 	round := d.round
 	d.timer = time.AfterFunc(d.wait(d.rounds+1), func() { s.again(d, round) })
@@ -205,8 +228,14 @@ func (s *session) pass(d *delivery) {
 
 // mayPass reports whether another photo waits that may go before d: where the
 // phone's word for d was lost on the way, its app ignores every repeat, and
-// nothing behind d must wait for that.
+// nothing behind d must wait for that. A phone that d is still on its way to
+// has ignored nothing yet.
 func (s *session) mayPass(d *delivery) bool {
+	for _, p := range s.u.audience(s.pair.ID) {
+		if p.unproven == d {
+			return false
+		}
+	}
 	return slices.ContainsFunc(s.photos, func(other *delivery) bool { return other != d && other.pending() })
 }
 
@@ -242,7 +271,7 @@ func (s *session) photoAcked(id string, at time.Time) bool {
 // order, and it has said nothing.
 func (s *session) passBefore(n int) {
 	for _, d := range s.photos[:n] {
-		d.passed = true
+		d.pass()
 	}
 }
 
@@ -289,53 +318,6 @@ func (s *session) settled(d *delivery, at time.Time, slot int, receipt mqttlink.
 	}
 	s.u.acked.settle(photoKey(d.m.ID), at)
 	s.forget(d)
-}
-
-// deliverReceipt publishes the receipt until the broker has accepted it or
-// said that it never will. False means that the session ended first.
-func (s *session) deliverReceipt(ctx context.Context, photo string, receipt mqttlink.Publish) bool {
-	for wait := firstReceiptTry; ; wait = min(2*wait, lastReceiptTry) {
-		err := s.publishReceipt(ctx, receipt)
-		var reason *mqttlink.ReasonError
-		switch {
-		case err == nil:
-			return true
-		case ctx.Err() != nil || errors.Is(err, mqttlink.ErrClosed):
-			return false
-		case errors.As(err, &reason) && !reason.Retryable():
-			s.log.Warn("receipt refused", "photo", photo, "err", err)
-			return true
-		}
-		s.log.Info("receipt not yet accepted", "photo", photo, "err", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-func (s *session) publishReceipt(ctx context.Context, receipt mqttlink.Publish) error {
-	ctx, cancel := context.WithTimeout(ctx, receiptTimeout)
-	defer cancel()
-	if err := s.link.AwaitUp(ctx); err != nil {
-		return err
-	}
-	_, err := s.link.Publish(ctx, receipt)
-	return err
-}
-
-// receipt is the word of the user's phone that it has the photo.
-func (s *session) receipt(d *delivery, at time.Time) mqttlink.Publish {
-	id := moment.ReceiptID(d.m.User, d.m.ID, s.u.key.device, moment.StatusStored)
-	r := moment.Moment{Pair: d.m.Pair, User: s.u.key.user, Kind: moment.Receipt, ID: id}
-	body, err := json.Marshal(moment.ReceiptBody{
-		Moment: d.m.ID, Sender: d.m.User, Status: moment.StatusStored, Device: s.u.key.device, At: at.UTC(),
-	})
-	if err != nil {
-		s.log.Error("receipt cannot be encoded", "photo", d.m.ID, "err", err) // a year beyond 9999; parseTime allows none
-	}
-	return mqttlink.Publish{Topic: r.Topic(), Payload: body, ContentType: "application/json", QoS: 1}
 }
 
 // forget acknowledges d to the broker and drops it.
@@ -393,14 +375,16 @@ func (s *session) takeBack(id string) {
 // stopPhotos ends all timers and keeps how often each photo that nobody has
 // answered was tried, for the next session.
 func (s *session) stopPhotos() {
-	s.u.attempts = map[string]attempts{}
+	if len(s.u.attempts) > ackSlots { // left over are those that did not come again this time
+		clear(s.u.attempts)
+	}
 	for _, d := range s.photos {
 		if d.settling {
 			continue
 		}
 		s.retire(d)
 		d.pause()
-		if d.rounds > 0 {
+		if d.rounds > 0 || d.passed {
 			s.u.attempts[d.m.ID] = d.attempts
 		}
 	}

@@ -50,7 +50,7 @@ type user struct {
 
 func newUser(b *Bridge, key userKey) *user {
 	return &user{
-		b: b, key: key, ready: make(chan struct{}),
+		b: b, key: key, ready: make(chan struct{}), attempts: map[string]attempts{},
 		log: b.log.With("user", key.user, "device", key.device),
 	}
 }
@@ -195,7 +195,7 @@ func (u *user) lag(p *phone) {
 func (u *user) catchUp(p *phone) {
 	u.mu.Lock()
 	defer u.unlock()
-	p.lags = false
+	p.lags, p.unproven = false, nil
 	if p.joined && u.session != nil {
 		u.session.joined(p)
 	}

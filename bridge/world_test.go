@@ -36,6 +36,24 @@ type world struct {
 	pair   registry.Pair
 	stop   func()
 	listen *memnet.Listener
+	line   chan struct{} // of the phones that connect from now on; see slowConn
+}
+
+// slowConn is a connection over a line that can be held: nothing is read while
+// somebody has taken the token out of line. A nil line cannot be held.
+type slowConn struct {
+	net.Conn
+	line chan struct{}
+}
+
+// Read reads once the line is free.
+func (c slowConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.line != nil {
+		<-c.line
+		c.line <- struct{}{}
+	}
+	return n, err
 }
 
 // inWorld runs fn in a bubble with a running bridge.
@@ -157,7 +175,10 @@ func (w *world) connect(user string, auth map[string]any) *app {
 	var err error
 	a.sock, err = socketio.Dial(ctx, "http://bridge/", socketio.DialOptions{
 		Auth: full, On: on,
-		NetDial: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.listen.Dial(ctx, "phone") },
+		NetDial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c, err := w.listen.Dial(ctx, "phone")
+			return slowConn{c, w.line}, err
+		},
 	})
 	if err != nil {
 		w.t.Fatalf("connect as %q: %v", user, err)
