@@ -10,12 +10,12 @@ var retryWaits = [...]time.Duration{10 * time.Second, 30 * time.Second, 60 * tim
 // dead letter, because everything behind it waits. Only sockets that have
 // acknowledged a photo before count as having refused this one: the app's
 // "connection" socket ignores photos and stays alive while the one that takes
-// them is dead (facts-app.md), and a photo must not be lost to that.
+// them is dead (facts-app.md), for hours if need be, and a photo must not be
+// lost to that.
 const (
 	deadTries   = 5
 	deadSockets = 2
 	deadAfter   = 10 * time.Minute // of at least one live socket that takes photos
-	deadSilent  = 6 * time.Hour    // of live sockets of which none ever took one
 )
 
 // lateRounds is how many rounds, to whatever sockets came and went, a photo
@@ -35,7 +35,6 @@ type attempts struct {
 	tries   int             // rounds that the pong of a socket that takes photos proved
 	sockets map[string]bool // ids of those sockets; only as many as count
 	live    stopwatch       // runs while a socket that takes photos is there and has had it
-	silent  stopwatch       // runs while any socket is there and has had it
 }
 
 // stopwatch adds up times.
@@ -59,14 +58,11 @@ func (w *stopwatch) total() time.Duration {
 	return w.sum + time.Since(w.from)
 }
 
-func (a *attempts) pause() {
-	a.live.stop()
-	a.silent.stop()
-}
+func (a *attempts) pause() { a.live.stop() }
 
 func (a *attempts) exhausted() bool {
 	return a.passed && a.rounds >= deadTries || a.tries >= deadTries && len(a.sockets) >= deadSockets ||
-		a.live.total() >= deadAfter || a.silent.total() >= deadSilent
+		a.live.total() >= deadAfter
 }
 
 // late reports whether the others go first.
@@ -87,7 +83,7 @@ func (a *attempts) wait(rounds int) time.Duration {
 		if rounds > 2 {
 			w = silentWait
 		}
-		return max(0, min(w, deadSilent-a.silent.total()))
+		return w
 	}
 	return max(0, min(w, deadAfter-a.live.total()))
 }

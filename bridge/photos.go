@@ -165,9 +165,6 @@ func (s *session) proven(p *phone, d *delivery) {
 	if s.outstanding != d || s.ended {
 		return
 	}
-	if !p.gone {
-		d.silent.start()
-	}
 	if p.takes && !p.gone {
 		d.live.start()
 		if d.sockets == nil {

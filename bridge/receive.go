@@ -297,15 +297,11 @@ func (s *session) joined(p *phone) {
 
 // left notes that a phone has gone; u.mu is held.
 func (s *session) left() {
-	there := s.u.audience(s.pair.ID)
-	takers := slices.ContainsFunc(there, func(p *phone) bool { return p.takes })
+	if slices.ContainsFunc(s.u.audience(s.pair.ID), func(p *phone) bool { return p.takes }) {
+		return
+	}
 	for _, d := range s.photos {
-		if len(there) == 0 {
-			d.silent.stop()
-		}
-		if !takers {
-			d.live.stop()
-		}
+		d.pause()
 	}
 }
 
