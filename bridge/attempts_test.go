@@ -34,6 +34,168 @@ func (w *world) silent(user string) *app {
 	return a
 }
 
+func TestUnansweredPhotoIsRepeatedAndGivenUp(t *testing.T) {
+	tests := []struct {
+		sockets int
+		at      []time.Duration // of the emits, since the first
+		deadAt  time.Duration
+	}{
+		{1, []time.Duration{0, 10, 40, 100, 220, 340, 460, 580}, 600},
+		{2, []time.Duration{0, 10, 40, 100, 220}, 340},
+	}
+	for _, tt := range tests {
+		t.Run(fmt.Sprint(tt.sockets), func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				var phones []*app
+				for range tt.sockets {
+					phones = append(phones, w.join("ben"))
+				}
+				w.fromPartner("ana", 0) // which they take, so that they count
+				for _, p := range phones {
+					p.answers = false
+				}
+				start := time.Now()
+				w.fromPartner("ana", 1)
+				time.Sleep(tt.deadAt*time.Second - time.Millisecond)
+				var at []time.Duration
+				for _, e := range phones[0].heard("receive_photo")[1:] {
+					at = append(at, e.at.Sub(start)/time.Second)
+				}
+				diff(t, "emits at seconds", at, tt.at)
+				if letters, _ := DeadLetters(w.t.Context(), w.store, "ben"); len(letters) != 0 {
+					t.Fatalf("dead letters too early: %v", letters)
+				}
+				time.Sleep(time.Second)
+				letters, err := DeadLetters(w.t.Context(), w.store, "")
+				if err != nil || len(letters) != 1 {
+					t.Fatalf("dead letters %v, %v, want one", letters, err)
+				}
+				want := DeadLetter{Pair: w.pair.ID, User: "ben", Sender: "ana", Photo: "photo-1", Tries: len(tt.at),
+					Sockets: tt.sockets, At: start.Add(tt.deadAt * time.Second).UTC()}
+				diff(t, "dead letter", letters[0], want)
+				w.fromPartner("ana", 2)
+				time.Sleep(time.Second)
+				if got := phones[0].photos(); got[len(got)-1] != "photo-2" {
+					t.Errorf("the next photo did not follow: %v", got)
+				}
+				if n := len(w.broker.topics("/receipts/")); n != 1 {
+					t.Errorf("%d receipts, want that for photo-0 alone", n)
+				}
+			})
+		})
+	}
+}
+
+// TestNextPhotoPassesOneThatStaysUnanswered: the phone's word for a photo was
+// lost on the way, and its app ignores every repeat. What follows must not wait
+// for that.
+func TestNextPhotoPassesOneThatStaysUnanswered(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ben := w.join("ben")
+		ben.ignores = "photo-1"
+		for n := range 40 {
+			w.fromPartner("ana", n)
+		}
+		time.Sleep(9 * time.Second)
+		diff(t, "photos at first", ben.photos(), []string{"photo-0", "photo-1"})
+		time.Sleep(2 * time.Second)
+		if got := len(w.broker.topics("/receipts/ben/")); got < 14 {
+			t.Errorf("%d receipts after 11s: the photos behind wait", got)
+		}
+		time.Sleep(15 * time.Minute)
+		if got := len(w.broker.topics("/receipts/ben/")); got != 39 {
+			t.Errorf("%d receipts, want all but that of photo-1", got)
+		}
+		if letters, err := DeadLetters(w.t.Context(), w.store, "ben"); err != nil || len(letters) != 1 || letters[0].Photo != "photo-1" {
+			t.Errorf("dead letters %v (%v), want photo-1", letters, err)
+		}
+	})
+}
+
+// TestJoinStartsOver: a socket that joins gets what is unanswered in order,
+// one after the other.
+func TestJoinStartsOver(t *testing.T) {
+	inWorld(t, func(w *world) {
+		silent := w.connect("ben", nil)
+		silent.answers = false
+		silent.room()
+		var want []string
+		for n := range 6 {
+			w.fromPartner("ana", n)
+			want = append(want, fmt.Sprintf("photo-%d", n))
+		}
+		time.Sleep(15 * time.Second)
+		diff(t, "photos of the first socket", silent.photos(), []string{"photo-0", "photo-1"})
+		ben := w.join("ben")
+		time.Sleep(time.Second)
+		diff(t, "photos of the second", ben.photos(), want)
+	})
+}
+
+// TestSocketThatIgnoresPhotos: the app's connection socket stays alive while
+// the one that takes photos is dead. That gives no photo up: the other one
+// finds everything when it is back.
+func TestSocketThatIgnoresPhotos(t *testing.T) {
+	inWorld(t, func(w *world) {
+		connection := w.connect("ben", nil)
+		connection.answers = false
+		connection.room()
+		realtime := w.join("ben")
+		w.fromPartner("ana", 0)
+		realtime.leave()
+		for n := range 3 {
+			w.fromPartner("ana", n+1)
+		}
+		time.Sleep(12 * time.Hour) // a night on the table
+		if letters, err := DeadLetters(w.t.Context(), w.store, "ben"); err != nil || len(letters) != 0 {
+			t.Errorf("given up: %v (%v)", letters, err)
+		}
+		if n := len(connection.photos()); n > 60 {
+			t.Errorf("%d photos were emitted to the socket that ignores them", n)
+		}
+		realtime = w.join("ben")
+		time.Sleep(time.Second)
+		diff(t, "photos of the socket that came back", realtime.photos(), []string{"photo-1", "photo-2", "photo-3"})
+	})
+}
+
+// A phone that comes and goes without ever answering must not start the count
+// again, or everything behind its photo would wait for ever.
+func TestTriesOutliveSessions(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fromPartner("ana", 1)
+		w.fromPartner("ana", 2)
+		var last []string
+		for range lateRounds + 1 {
+			ben := w.connect("ben", nil)
+			ben.answers = false
+			ben.room()
+			time.Sleep(5 * time.Second)
+			last = ben.photos()
+			ben.leave()
+			time.Sleep(time.Second)
+		}
+		diff(t, "the last connection's photos", last, []string{"photo-1", "photo-2"})
+	})
+}
+
+// Only time with a live socket counts against a photo.
+func TestAbsenceDoesNotCount(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.connect("ben", nil) // keeps the session, and never joins
+		w.fromPartner("ana", 1)
+		for range 3 {
+			ben := w.connect("ben", nil)
+			ben.answers = false
+			ben.room()
+			time.Sleep(time.Second)
+			diff(t, "photos", ben.photos(), []string{"photo-1"})
+			ben.leave()
+			time.Sleep(20 * time.Minute)
+		}
+	})
+}
+
 // TestPassedPhotoHasItsTries: what went to sockets that take no photos does not
 // count against a photo when another one is taken before it.
 func TestPassedPhotoHasItsTries(t *testing.T) {
