@@ -28,7 +28,7 @@ func BenchmarkLive(b *testing.B) {
 	}{{"200KB/8pairs", 200 << 10, 8, 10}, {"1KB/50pairs", 1 << 10, 50, 20}} {
 		b.Run(bc.name, func(b *testing.B) {
 			bench := newBench(b)
-			defer bench.stop()
+			defer bench.end()
 			var clients []*mqttlink.Link
 			var pairs []registry.Pair
 			var delivered sync.WaitGroup
@@ -75,25 +75,46 @@ func BenchmarkLive(b *testing.B) {
 // bench is a broker on loopback TCP with its store on the disk of the
 // temporary directory.
 type bench struct {
-	b      *testing.B
-	reg    *registry.Registry
-	signer *token.Signer
-	addr   string
-	ends   []func()
+	*standalone
+	b    *testing.B
+	addr string
+	ends []func()
 }
 
 func newBench(b *testing.B) *bench {
+	s := newStandalone(b, badgerledger.Config{MaxEntries: 1 << 30, MaxBytes: 1 << 50})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.running.Go(func() { s.broker.Serve(s.ctx, l) })
+	return &bench{standalone: s, b: b, addr: l.Addr().String(), ends: []func(){s.stop}}
+}
+
+// standalone is a running broker with its store, outside any bubble.
+type standalone struct {
+	ctx     context.Context
+	broker  *Broker
+	reg     *registry.Registry
+	signer  *token.Signer
+	running sync.WaitGroup
+	stop    func()
+}
+
+func newStandalone(tb testing.TB, cfg badgerledger.Config) *standalone {
+	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
-	dir := b.TempDir()
+	dir := tb.TempDir()
 	must := func(err error) {
+		tb.Helper()
 		if err != nil {
-			b.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	db, err := badgerdb.Open(dir, badgerdb.Server, log)
 	must(err)
-	led, err := badgerledger.New(db, badgerledger.Config{MaxEntries: 1 << 30, MaxBytes: 1 << 50}, log)
+	led, err := badgerledger.New(db, cfg, log)
 	must(err)
 	reg, err := registry.Open(ctx, db.KV())
 	must(err)
@@ -101,18 +122,16 @@ func newBench(b *testing.B) *bench {
 	must(err)
 	verifier, err := token.NewVerifier(reg.Revoked, keys.Issuer("pairsync", "pairsync"))
 	must(err)
-	br, err := New(ctx, DefaultConfig(), Deps{Ledger: led, KV: db.KV(), Verifier: verifier, Registry: reg, Log: log})
+	b, err := New(ctx, DefaultConfig(), Deps{Ledger: led, KV: db.KV(), Verifier: verifier, Registry: reg, Log: log})
 	must(err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(err)
-	var wg sync.WaitGroup
-	wg.Go(func() { br.Run(ctx) })
-	wg.Go(func() { br.Serve(ctx, l) })
-	return &bench{b: b, reg: reg, signer: token.NewSigner(keys, "pairsync", "pairsync"), addr: l.Addr().String(), ends: []func(){func() {
+	s := &standalone{ctx: ctx, broker: b, reg: reg, signer: token.NewSigner(keys, "pairsync", "pairsync")}
+	s.running.Go(func() { b.Run(ctx) })
+	s.stop = sync.OnceFunc(func() {
 		cancel()
-		wg.Wait()
-		must(db.Close())
-	}}}
+		s.running.Wait()
+		db.Close()
+	})
+	return s
 }
 
 func (x *bench) connect(user string, subs []mqttlink.Subscription, receive func(*mqttlink.Message)) *mqttlink.Link {
@@ -142,7 +161,7 @@ func (x *bench) connect(user string, subs []mqttlink.Subscription, receive func(
 	return link
 }
 
-func (x *bench) stop() {
+func (x *bench) end() {
 	for i := len(x.ends) - 1; i >= 0; i-- {
 		x.ends[i]()
 	}

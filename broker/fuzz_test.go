@@ -4,17 +4,14 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
-	"pairsync/internal/badgerdb"
 	"pairsync/internal/ledger/badgerledger"
 	"pairsync/internal/memnet"
 	"pairsync/internal/moment"
-	"pairsync/internal/registry"
 	"pairsync/internal/token"
 )
 
@@ -22,37 +19,18 @@ import (
 // CONNECT. Whatever they are, the connection ends when the client is gone, the
 // broker serves the next one, and nobody outside the pair is told anything.
 func FuzzStream(f *testing.F) {
-	log := slog.New(slog.DiscardHandler)
-	dir := f.TempDir()
+	s := newStandalone(f, badgerledger.Config{})
+	f.Cleanup(s.stop)
+	b := s.broker
 	must := func(err error) {
 		f.Helper()
 		if err != nil {
 			f.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	db, err := badgerdb.Open(dir, badgerdb.Server, log)
+	pair, err := s.reg.CreatePair(s.ctx, "ann", "ben")
 	must(err)
-	led, err := badgerledger.New(db, badgerledger.Config{}, log)
-	must(err)
-	reg, err := registry.Open(ctx, db.KV())
-	must(err)
-	keys, err := token.OpenKeys(dir + "/keys")
-	must(err)
-	verifier, err := token.NewVerifier(reg.Revoked, keys.Issuer("pairsync", "pairsync"))
-	must(err)
-	b, err := New(ctx, DefaultConfig(), Deps{Ledger: led, KV: db.KV(), Verifier: verifier, Registry: reg, Log: log})
-	must(err)
-	ended := make(chan error, 1)
-	go func() { ended <- b.Run(ctx) }()
-	f.Cleanup(func() {
-		cancel()
-		<-ended
-		db.Close()
-	})
-	pair, err := reg.CreatePair(ctx, "ann", "ben")
-	must(err)
-	raw, _, err := token.NewSigner(keys, "pairsync", "pairsync").Sign(token.Principal{User: "ann", Role: token.RoleApp}, 24*time.Hour)
+	raw, _, err := s.signer.Sign(token.Principal{User: "ann", Role: token.RoleApp}, 24*time.Hour)
 	must(err)
 
 	encode := func(pk packets.Packet, with func(*packets.Packet, *bytes.Buffer) error) []byte {
