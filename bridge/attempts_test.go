@@ -336,3 +336,25 @@ func TestAttemptsOutliveShortSessions(t *testing.T) {
 		}
 	})
 }
+
+// TestPassedPhotoStaysPassed: that a phone took a later photo is remembered
+// over sessions. The others do not wait then, and five tries are enough, also to a
+// socket that never took any.
+func TestPassedPhotoStaysPassed(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ben := w.join("ben")
+		ben.ignores = "photo-1"
+		w.fromPartner("ana", 1)
+		time.Sleep(time.Second)
+		w.fromPartner("ana", 2)
+		time.Sleep(11 * time.Second)
+		diff(t, "photos of the first", ben.photos(), []string{"photo-1", "photo-2"})
+		ben.leave()
+		w.fromPartner("ana", 3)
+		second := w.silent("ben")
+		time.Sleep(time.Second)
+		diff(t, "photos of the second: the later one does not wait", second.photos(), []string{"photo-1", "photo-3"})
+		time.Sleep(time.Hour)
+		diff(t, "given up", w.deadLetters("ben"), []string{"photo-1"})
+	})
+}

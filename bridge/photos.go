@@ -242,6 +242,9 @@ func (s *session) again(d *delivery, round int) {
 	defer s.u.unlock()
 	if d.overdue && d.round == round && !s.ended {
 		d.overdue = false
+		if o := s.outstanding; o != nil && o.counted {
+			s.awaitAnswer(o) // which may have been given long, with nobody waiting
+		}
 		s.pump()
 	}
 }
