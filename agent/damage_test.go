@@ -40,10 +40,10 @@ func TestDamagedRecordHoldsUpNothing(t *testing.T) {
 	}
 }
 
-// overwrite damages text where a value-log file of dir holds it.
+// overwrite damages text where a file of large values in dir holds it.
 func overwrite(t *testing.T, dir, text string) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*.vlog"))
+	files, err := filepath.Glob(filepath.Join(dir, "*.seg"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func overwrite(t *testing.T, dir, text string) {
 		}
 		return
 	}
-	t.Fatal("no value-log file holds it")
+	t.Fatal("no segment holds it")
 }
 
 func TestForgetBringsAPhotoBack(t *testing.T) {

@@ -26,12 +26,12 @@ type DB struct {
 	queue   *queue
 	written chan struct{} // closed when the writer has ended
 
+	segments    *segments
+	oldSegments uint32 // the newest segment of an earlier process
+
 	// Of the writer goroutine only.
-	collecting bool      // a look for garbage is under way
-	freed      int64     // value-log bytes deleted since the last one
-	garbage    int64     // the same since compaction was last forced
-	flushed    time.Time // when that was
-	pressed    bool      // a put was refused for lack of room
+	deleted   int       // keys deleted since the tree was last compacted by force
+	compacted time.Time // when that was
 
 	keeper keeper
 
@@ -41,8 +41,10 @@ type DB struct {
 
 	cause atomic.Pointer[error] // why the store is unhealthy, nil while it is not
 
-	viewMu sync.Mutex // guards closed, and views.Add against views.Wait
+	viewMu sync.Mutex // guards the fields below, and views.Add against views.Wait
 	closed bool
+	gens   []*generation // in order; the last is the current one
+	ripe   []ref         // to give back
 	views  sync.WaitGroup
 	once   sync.Once
 
@@ -86,14 +88,24 @@ func open(dir string, p Profile, log *slog.Logger, free func(string) (int64, err
 		lazy:    make(map[string][]byte),
 		lazyDue: time.NewTimer(time.Hour),
 		keeper:  newKeeper(),
+		gens:    []*generation{new(generation)},
 	}
 	db.lazyDue.Stop()
 	if err := db.roomToOpen(); err != nil {
 		return nil, fmt.Errorf("open store %q: %w", dir, err)
 	}
+	if db.segments, err = openSegments(dir, s.segment, log); err != nil {
+		return nil, fmt.Errorf("open store %q: %w", dir, err)
+	}
+	db.oldSegments = db.segments.current
 	if err := db.openBadger(); err != nil {
 		return nil, fmt.Errorf("open store %q: %w", dir, err)
 	}
+	v, err := db.beginView(nil) // before anything is written
+	if err != nil {
+		return nil, err
+	}
+	go db.recount(v)
 	go db.write()
 	go db.keep()
 	if err := db.replayJournal(); err != nil {
@@ -115,7 +127,6 @@ func (db *DB) openBadger() error {
 			db.limit = weight{
 				entries: db.badger.MaxBatchCount() - 2,
 				tree:    db.badger.MaxBatchSize() - 1<<10, // badger adds an end mark
-				vlog:    int64(db.sizes.maxJob()),
 			}
 			return nil
 		}
@@ -133,31 +144,6 @@ func (db *DB) tryOpen() (b *badger.DB, err error) {
 	return badger.Open(badgerOptions(db.dir, db.sizes, &badgerLog{log: db.log, fault: db.fault}))
 }
 
-// View runs fn with a consistent view of what is committed. It takes no lock:
-// fn may be slow, but holds back collection of the value log meanwhile.
-func (db *DB) View(fn func(*Tx) error) error { return db.view(nil, fn) }
-
-// view is View that starts while it shares mu, where one is given.
-func (db *DB) view(mu *sync.RWMutex, fn func(*Tx) error) error {
-	db.viewMu.Lock()
-	if db.closed {
-		db.viewMu.Unlock()
-		return ErrClosed
-	}
-	db.views.Add(1)
-	db.viewMu.Unlock()
-	defer db.views.Done()
-	if mu != nil {
-		mu.RLock()
-	}
-	txn := db.badger.NewTransaction(false)
-	if mu != nil {
-		mu.RUnlock()
-	}
-	defer txn.Discard()
-	return fn(&Tx{db: db, txn: txn})
-}
-
 // Healthy returns nil while the store works, ErrClosed once it is closed, and
 // else what it failed of, wrapping ErrUnhealthy. A full disk is no failure.
 func (db *DB) Healthy() error {
@@ -168,11 +154,12 @@ func (db *DB) Healthy() error {
 }
 
 // MaxValue is the length of the largest value that Set takes.
-func (db *DB) MaxValue() int { return db.sizes.maxJob() - 1<<10 }
+func (db *DB) MaxValue() int { return db.sizes.maxValue }
 
-// Size returns the bytes that the store's files hold: the LSM tree with its
-// logs, and the value log. The files being written count in full.
-func (db *DB) Size() (lsm, vlog int64) {
+// Size returns the bytes that the store's files take: the LSM tree with its
+// logs, and the segments of large values. What a file was allocated for later
+// counts.
+func (db *DB) Size() (tree, segments int64) {
 	entries, err := os.ReadDir(db.dir)
 	if err != nil {
 		return 0, 0
@@ -184,12 +171,12 @@ func (db *DB) Size() (lsm, vlog int64) {
 		}
 		switch filepath.Ext(e.Name()) {
 		case ".sst", ".mem":
-			lsm += info.Size()
-		case ".vlog":
-			vlog += info.Size()
+			tree += info.Size()
+		case ".seg":
+			segments += onDisk(info)
 		}
 	}
-	return lsm, vlog
+	return tree, segments
 }
 
 // Close refuses new work, finishes what is queued, waits for views and ends
@@ -212,7 +199,8 @@ func (db *DB) shut() error {
 	db.closed = true
 	db.viewMu.Unlock()
 	db.views.Wait()
-	if err := db.badger.Close(); err != nil {
+	db.giveBack()
+	if err := errors.Join(db.badger.Close(), db.segments.close()); err != nil {
 		return fmt.Errorf("close store %q: %w", db.dir, err)
 	}
 	return nil

@@ -364,9 +364,10 @@ func TestFormat(t *testing.T) {
 		text string
 		ok   bool
 	}{
-		"same":          {"pairsync-store 1\nprofile server\n", true},
-		"newer":         {"pairsync-store 2\nprofile server\n", false},
-		"other profile": {"pairsync-store 1\nprofile device\n", false},
+		"same":          {"pairsync-store 2\nprofile server\n", true},
+		"older":         {"pairsync-store 1\nprofile server\n", false},
+		"newer":         {"pairsync-store 3\nprofile server\n", false},
+		"other profile": {"pairsync-store 2\nprofile device\n", false},
 		"something":     {"hello\n", false},
 		"empty":         {"", false},
 	} {

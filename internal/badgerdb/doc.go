@@ -5,8 +5,9 @@
 // It adds to badger what photos need: one writer goroutine with group commit,
 // acknowledgement only after fsync and never after a failed one, refusal
 // before the disk is full (badger dies of SIGBUS there), repair of what a
-// crash leaves behind, value-log collection, a bound on resident memory, and
-// an error where badger silently returns an empty value. It is not a general
+// crash leaves behind, segment files for large values, whose space comes back
+// when they are deleted, and an error where badger silently returns an empty
+// value. It is not a general
 // database: one process owns a directory, and all writes are serial.
 //
 // # The directory
@@ -14,6 +15,7 @@
 //	FORMAT    text, "pairsync-store <version>" and "profile <name>"; read first
 //	lock      held (flock) for as long as the store is open
 //	ballast   allocated for nothing; deleted when the disk is full
+//	*.seg     the values of 4 KiB and more, see segments.go
 //	*.mem *.sst *.vlog MANIFEST DISCARD KEYREGISTRY LOCK   badger's own
 //
 // # The keys

@@ -11,7 +11,7 @@ import (
 
 // formatVersion is the version of the directory's layout. It changes when an
 // older program could misread or damage what a newer one wrote.
-const formatVersion = 1
+const formatVersion = 2
 
 // checkFormat reads FORMAT, before badger touches anything, and writes it in
 // an empty directory.
@@ -34,6 +34,9 @@ func checkFormat(dir string, p Profile) error {
 	}
 	if version > formatVersion {
 		return fmt.Errorf("%w: it has version %d and this program knows %d; use a newer pairsync", ErrVersion, version, formatVersion)
+	}
+	if version < formatVersion {
+		return fmt.Errorf("%w: it has version %d, of a pairsync that was never released; move %q away to start empty", ErrVersion, version, dir)
 	}
 	if profile != p.String() {
 		return fmt.Errorf("%w: it was made with the profile %q, not %q", ErrVersion, profile, p)

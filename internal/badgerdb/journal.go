@@ -10,7 +10,7 @@ import (
 )
 
 // A kv.Store's change is made whole, however large. badger bounds the tree
-// entries of a transaction, but not a value in the value log: a change that
+// entries of a transaction, but not a value in a segment: a change that
 // is too large is first stored as one such value, the journal, then made in
 // pieces, the last of which deletes the journal. Open makes what is left.
 var journalKey = []byte{0x00, 'j'}

@@ -45,9 +45,9 @@ func TestJournalIsFinished(t *testing.T) {
 
 func TestJournalTooLarge(t *testing.T) {
 	db := openTest(t, t.TempDir(), Device)
-	value := make([]byte, 1<<20)
+	value := make([]byte, valueThreshold-1) // in the tree, where a transaction takes few
 	var ops []kv.Op
-	for i := range 9 {
+	for i := range 9 << 20 / len(value) {
 		ops = append(ops, kv.Op{Key: fmt.Sprint(i), Value: value})
 	}
 	if err := db.KV().Apply(context.Background(), ops...); !errors.Is(err, ErrTooLarge) {

@@ -68,7 +68,7 @@ func (s kvStore) Apply(ctx context.Context, ops ...kv.Op) error {
 	}
 	s.db.kvMu.RLock()
 	defer s.db.kvMu.RUnlock()
-	return s.db.wait(ctx, job{cost: int(sum.tree + sum.vlog), prune: prune, fn: putAll(writes)})
+	return s.db.wait(ctx, job{cost: int(sum.tree + sum.large), prune: prune, fn: putAll(writes)})
 }
 
 func putAll(writes []write) func(*Tx) error {

@@ -30,9 +30,9 @@ func (p Profile) String() string {
 	return fmt.Sprintf("Profile(%d)", int(p))
 }
 
-// valueThreshold is the length from which badger keeps a value in the value
-// log instead of the LSM tree. With badger's default of 1 MiB photos are
-// rewritten at every compaction and held in memory (6.5 GB at 2 GB stored).
+// valueThreshold is the length from which a value goes to a segment instead of
+// badger's LSM tree. In the tree photos are rewritten at every compaction and
+// held in memory (6.5 GB at 2 GB stored).
 const valueThreshold = 4 << 10
 
 // sizes are the numbers in which profiles differ; bytes unless said.
@@ -41,16 +41,15 @@ type sizes struct {
 	memTables    int
 	l0, l0Stall  int
 	table, level int64
-	vlogFile     int64
+	segment      int64 // of one file of large values
+	maxValue     int
 	goroutines   int
-	discardRatio float64 // how much of a value-log file must be garbage to rewrite it
 
 	batch   int   // payload bytes of one group commit
 	queue   int   // bytes that may wait for the writer
 	minCost int   // least cost of a job, so that queue also bounds their number
 	reserve int64 // disk space never used, beyond what badger may need at once
 	ballast int64
-	touched int64 // bytes read and written after which mapped pages are given back
 }
 
 func sizesOf(p Profile) (sizes, error) {
@@ -58,30 +57,29 @@ func sizesOf(p Profile) (sizes, error) {
 	case Server:
 		return sizes{
 			memTable: 2 << 20, memTables: 2, l0: 2, l0Stall: 8, table: 4 << 20, level: 16 << 20,
-			vlogFile: 16 << 20, goroutines: 2, discardRatio: 0.5,
+			segment: 64 << 20, maxValue: 15 << 20, goroutines: 2,
 			batch: 8 << 20, queue: 32 << 20, minCost: 4 << 10,
-			reserve: 64 << 20, ballast: 64 << 20, touched: 16 << 20,
+			reserve: 64 << 20, ballast: 64 << 20,
 		}, nil
 	case Device:
 		return sizes{
 			memTable: 256 << 10, memTables: 1, l0: 1, l0Stall: 4, table: 1 << 20, level: 4 << 20,
-			vlogFile: 8 << 20, goroutines: 1, discardRatio: 0.7,
+			segment: 16 << 20, maxValue: 7 << 20, goroutines: 1,
 			batch: 2 << 20, queue: 4 << 20, minCost: 4 << 10,
-			reserve: 32 << 20, ballast: 16 << 20, touched: 8 << 20,
+			reserve: 32 << 20, ballast: 16 << 20,
 		}, nil
 	}
 	return sizes{}, fmt.Errorf("store profile %d: unknown", int(p))
 }
 
-// maxJob is the most one transaction may put into the value log. badger
-// switches files only between transactions and maps twice the file size; a
-// transaction that ends beyond the mapping makes it remap the file under
-// readers, which then crash.
-func (s sizes) maxJob() int { return int(s.vlogFile) - 1<<20 }
+// vlogFile is the size of badger's own value log, in which nothing is kept:
+// the least that badger takes.
+const vlogFile = 1 << 20
 
 // putRoom is the free disk space below which nothing is put: what badger may
-// allocate at once, and a reserve. Running out is a SIGBUS, not an error.
-func (s sizes) putRoom() int64 { return 2*s.vlogFile + 2*s.memTable + s.reserve }
+// allocate at once, and a reserve. Its files are mapped, so running out is a
+// SIGBUS, not an error.
+func (s sizes) putRoom() int64 { return 2*vlogFile + 2*s.memTable + s.reserve }
 
 // pruneRoom is the free disk space below which nothing is deleted either:
 // deletions take a memtable, its flushed table and a compaction.
@@ -96,20 +94,19 @@ func badgerOptions(dir string, s sizes, log badger.Logger) badger.Options {
 		WithNumCompactors(2).
 		WithDetectConflicts(false). // one writer
 		WithMetricsEnabled(false).
-		WithVLogPercentile(0).WithValueThreshold(valueThreshold).
-		WithVerifyValueChecksum(true).WithChecksumVerificationMode(options.OnTableRead).
+		WithVLogPercentile(0).WithValueThreshold(2 * valueThreshold). // above every value it gets
+		WithChecksumVerificationMode(options.OnTableRead).
 		WithCompactL0OnClose(true).
 		WithMemTableSize(s.memTable).WithNumMemtables(s.memTables).
 		WithNumLevelZeroTables(s.l0).WithNumLevelZeroTablesStall(s.l0Stall).
 		WithBaseTableSize(s.table).WithBaseLevelSize(s.level).
-		WithValueLogFileSize(s.vlogFile).WithNumGoroutines(s.goroutines)
+		WithValueLogFileSize(vlogFile).WithNumGoroutines(s.goroutines)
 }
 
 const (
-	collectEvery = 5 * time.Minute // between looks for garbage in the value log
-	lazyAfter    = time.Second     // longest wait of a SetLazy for a commit to ride on
-	flushEvery   = time.Minute     // between forced compactions
-	ballastAfter = time.Minute     // after Open; and between attempts to restore it
+	lazyAfter    = time.Second // longest wait of a SetLazy for a commit to ride on
+	compactEvery = time.Hour   // between forced compactions
+	ballastAfter = time.Minute // after Open; and between attempts to restore it
 )
 
 // maxFlatten is the largest tree that is compacted without need: the writer

@@ -17,7 +17,7 @@ import (
 // open and idle, with n values acknowledged.
 func crashed(t *testing.T, n int) string {
 	t.Helper()
-	from, to := t.TempDir(), t.TempDir()
+	from := t.TempDir()
 	db := openTest(t, from, Device)
 	for i := range n {
 		key, value := crashEntry(i)
@@ -25,6 +25,15 @@ func crashed(t *testing.T, n int) string {
 			t.Fatal(err)
 		}
 	}
+	to := copyStore(t, from)
+	closeTest(t, db)
+	return to
+}
+
+// copyStore returns a copy of a store's files as they are.
+func copyStore(t *testing.T, from string) string {
+	t.Helper()
+	to := t.TempDir()
 	files, err := os.ReadDir(from)
 	if err != nil {
 		t.Fatal(err)
@@ -41,11 +50,10 @@ func crashed(t *testing.T, n int) string {
 			t.Fatal(err)
 		}
 	}
-	closeTest(t, db)
 	return to
 }
 
-// crashEntry alternates small values with ones for the value log.
+// crashEntry alternates small values with large ones.
 func crashEntry(i int) (string, []byte) {
 	n := 100
 	if i%2 == 0 {
@@ -124,7 +132,7 @@ func TestOpenAfterCrash(t *testing.T) {
 				}
 				info, _ := f.Stat()
 				end, clean, err := scanLog(f, info.Size())
-				if err != nil || !clean || end <= logHeader {
+				if err != nil || !clean || end <= logHeader && pattern == "*.mem" {
 					t.Fatalf("scan of %s: end %d, clean %v, %v", path, end, clean, err)
 				}
 				f.Close()
@@ -147,29 +155,6 @@ func TestEmptyLogs(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkCrashed(t, dir, 4)
-}
-
-// TestDamagedValue tells a value that was lost from one that is empty.
-func TestDamagedValue(t *testing.T) {
-	dir := crashed(t, 4)
-	overwrite(t, last(t, dir, "*.vlog"), 30_000, []byte("damage"))
-	db := openTest(t, dir, Device)
-	for i := range 4 {
-		key, want := crashEntry(i)
-		got, err := db.get(key)
-		switch {
-		case i%2 == 1: // small, in the tree
-			if err != nil || !bytes.Equal(got, want) {
-				t.Errorf("%s: %d bytes, %v; want it whole", key, len(got), err)
-			}
-		case !errors.Is(err, ErrDamaged):
-			// The first is damaged, and the log was cut off there.
-			t.Errorf("%s: %d bytes, %v; want ErrDamaged", key, len(got), err)
-		}
-	}
-	if err := db.Update(t.Context(), 0, set("x000", []byte("again"))); err != nil {
-		t.Errorf("a damaged value cannot be replaced: %v", err)
-	}
 }
 
 func TestSetAside(t *testing.T) {

@@ -7,12 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 )
-
-// maxVlog32 is where a 32-bit process stops putting: badger maps every file,
-// and writes wedge at 1.78 GB.
-const maxVlog32 = 3 << 29
 
 // admit says whether there is room to run j, when the jobs of its batch up to
 // it cost cost bytes.
@@ -28,17 +23,7 @@ func (db *DB) admit(j job, cost int64) error {
 		}
 		return enough(free, need)
 	}
-	if err := enough(free, db.sizes.putRoom()+cost); err != nil {
-		db.pressed = true
-		db.collecting = true
-		return err
-	}
-	if strconv.IntSize == 32 && db.keeper.vlog.Load() > maxVlog32 {
-		db.pressed = true
-		db.collecting = true
-		return fmt.Errorf("value log of %d bytes is as large as a 32-bit process can map: %w", db.keeper.vlog.Load(), ErrFull)
-	}
-	return nil
+	return enough(free, db.sizes.putRoom()+cost)
 }
 
 func enough(free, need int64) error {

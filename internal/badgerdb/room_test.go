@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -129,51 +128,5 @@ func TestFill(t *testing.T) {
 	_, _ = w.Write(b.Bytes())
 	if err := w.Close(); err != nil || small.Len() < b.Len() {
 		t.Errorf("compresses to %d bytes (%v)", small.Len(), err)
-	}
-}
-
-// TestCollect deletes most of what was stored. The value log shrinks by
-// itself, at once when the disk is full, and before long when it is not.
-func TestCollect(t *testing.T) {
-	s, _ := sizesOf(Device)
-	for name, room := range map[string]int64{"full": s.putRoom() - 1, "not full": 1 << 40} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { testCollect(t, room) })
-		})
-	}
-}
-
-func testCollect(t *testing.T, room int64) {
-	d := new(disk)
-	d.free.Store(1 << 40)
-	db := openOn(t, t.TempDir(), d)
-	value := make([]byte, 500_000)
-	for i := range 80 {
-		if err := db.Update(t.Context(), len(value), set(fmt.Sprintf("x%02d", i), value)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	_, before := db.Size()
-	for i := range 76 {
-		if err := db.Prune(t.Context(), func(tx *Tx) error { return tx.Delete(fmt.Appendf(nil, "x%02d", i)) }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.free.Store(room)
-	if room < 1<<40 {
-		if err := db.Update(t.Context(), 0, set("y", nil)); !errors.Is(err, ErrFull) {
-			t.Fatalf("update on a full disk: %v, want ErrFull", err)
-		}
-	}
-	time.Sleep(2 * collectEvery)
-	_, after := db.Size()
-	if after > before/2 {
-		t.Errorf("value log of %d MB after deleting nearly all of %d MB", after>>20, before>>20)
-	}
-	d.free.Store(1 << 40)
-	for i := 76; i < 80; i++ {
-		if v, err := db.get(fmt.Sprintf("x%02d", i)); err != nil || len(v) != len(value) {
-			t.Errorf("x%d after collection: %d bytes, %v", i, len(v), err)
-		}
 	}
 }

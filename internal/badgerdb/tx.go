@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -34,12 +33,16 @@ type write struct {
 // badger answers an unreadable value with an empty one and no error.
 const notEmpty = 0x01
 
+// inSegment marks, in badger's user metadata, a value that is the ref of one
+// in a segment.
+const inSegment = 0x02
+
 // maxKey is badger's limit for a key.
 const maxKey = 65000
 
-// Get returns a copy of the value, which the caller owns: one allocation for
-// a value in the value log. It returns kv.ErrNotFound, or ErrDamaged for a
-// value that was stored and cannot be read back.
+// Get returns a copy of the value, which the caller owns. It returns
+// kv.ErrNotFound, or ErrDamaged for a value that was stored and cannot be read
+// back.
 func (tx *Tx) Get(key []byte) ([]byte, error) {
 	for i := len(tx.writes) - 1; i >= 0; i-- {
 		if w := &tx.writes[i]; bytes.Equal(w.key, key) {
@@ -56,27 +59,25 @@ func (tx *Tx) Get(key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get key %q: %w", key, err)
 	}
-	return tx.value(item, true)
+	return tx.value(item)
 }
 
-// value reads an item's value. The file that holds it may have been collected
-// since the item was found; its entries have moved, so it is looked up again
-// once before it counts as damaged.
-func (tx *Tx) value(item *badger.Item, again bool) ([]byte, error) {
+// value reads an item's value.
+func (tx *Tx) value(item *badger.Item) ([]byte, error) {
 	v, err := item.ValueCopy(nil)
-	if err == nil && (len(v) > 0 || item.UserMeta()&notEmpty == 0) {
-		tx.db.touch(int64(len(v)))
-		return v, nil
-	}
-	if again {
-		if item, err := tx.txn.Get(item.KeyCopy(nil)); err == nil {
-			return tx.value(item, false)
+	if err == nil && item.UserMeta()&inSegment != 0 {
+		var r ref
+		if r, err = decodeRef(v); err == nil {
+			v, err = tx.db.segments.read(r)
 		}
 	}
-	if err == nil {
+	if err == nil && len(v) == 0 && item.UserMeta()&notEmpty != 0 {
 		err = errors.New("empty where bytes were stored")
 	}
-	return nil, fmt.Errorf("value of key %q: %w: %w", item.Key(), ErrDamaged, err)
+	if err != nil {
+		return nil, fmt.Errorf("value of key %q: %w: %w", item.Key(), ErrDamaged, err)
+	}
+	return v, nil
 }
 
 // Set stores value under key. Neither may be modified until the transaction
@@ -85,7 +86,8 @@ func (tx *Tx) Set(key, value []byte) error {
 	return tx.put(write{key: key, value: value})
 }
 
-// SetTTL is Set for a value that is gone after ttl, to the second.
+// SetTTL is Set for a small value, of less than 4 KiB, that is gone after ttl,
+// to the second.
 func (tx *Tx) SetTTL(key, value []byte, ttl time.Duration) error {
 	at := time.Now().Add(ttl).Unix()
 	return tx.put(write{key: key, value: value, expires: uint64(max(at, 1))})
@@ -104,6 +106,8 @@ func (tx *Tx) put(w write) error {
 		return fmt.Errorf("key of %d bytes: %w", len(w.key), ErrTooLarge)
 	case len(w.value) > tx.db.MaxValue():
 		return fmt.Errorf("value of %d bytes (at most %d): %w", len(w.value), tx.db.MaxValue(), ErrTooLarge)
+	case len(w.value) >= valueThreshold && w.expires > 0: // it would end unnoticed, and keep its space
+		return fmt.Errorf("value of %d bytes with an end (below %d): %w", len(w.value), valueThreshold, ErrTooLarge)
 	}
 	tx.writes = append(tx.writes, w)
 	tx.db.DropLazy(string(w.key))
@@ -130,7 +134,7 @@ func (tx *Tx) Scan(prefix, from []byte, reverse bool, fn func(key []byte, value 
 	}
 	for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
 		item := it.Item()
-		err := fn(item.Key(), func() ([]byte, error) { return tx.value(item, true) })
+		err := fn(item.Key(), func() ([]byte, error) { return tx.value(item) })
 		if errors.Is(err, ErrStop) {
 			return nil
 		}
@@ -145,8 +149,8 @@ func (tx *Tx) Scan(prefix, from []byte, reverse bool, fn func(key []byte, value 
 var ErrStop = errors.New("stop scanning")
 
 // weight is what a set of writes takes of badger's limits for a transaction:
-// entries and bytes in the LSM tree, and bytes in the value log.
-type weight struct{ entries, tree, vlog int64 }
+// entries and bytes in the LSM tree; and the bytes it takes in segments.
+type weight struct{ entries, tree, large int64 }
 
 func weigh(ws []write) (sum weight) {
 	for i := range ws {
@@ -156,53 +160,90 @@ func weigh(ws []write) (sum weight) {
 		if len(w.value) < valueThreshold {
 			sum.tree += int64(len(w.value))
 		} else {
-			sum.tree += 14
-			sum.vlog += int64(len(w.key)+len(w.value)) + 32
+			sum.tree += refBytes
+			sum.large += int64(len(w.value))
 		}
 	}
 	return sum
 }
 
 func (w weight) plus(o weight) weight {
-	return weight{w.entries + o.entries, w.tree + o.tree, w.vlog + o.vlog}
+	return weight{w.entries + o.entries, w.tree + o.tree, w.large + o.large}
 }
 
 func (w weight) fits(limit weight) bool {
-	return w.entries <= limit.entries && w.tree <= limit.tree && w.vlog <= limit.vlog
+	return w.entries <= limit.entries && w.tree <= limit.tree
 }
 
-// apply moves the collected writes into the badger transaction. Sizes were
-// checked before, so an error is a fault.
-func (tx *Tx) apply() error {
+// store puts the large values among the collected writes into segments. When
+// it fails the transaction has not changed.
+func (tx *Tx) store() (refs map[int]ref, err error) {
 	for i := range tx.writes {
 		w := &tx.writes[i]
+		if w.delete || len(w.value) < valueThreshold {
+			continue
+		}
+		r, err := tx.db.segments.append(w.value)
+		if err != nil {
+			return nil, fmt.Errorf("store value of key %q: %w", w.key, err)
+		}
+		if refs == nil {
+			refs = map[int]ref{}
+		}
+		refs[i] = r
+	}
+	return refs, nil
+}
+
+// apply moves the collected writes into the badger transaction, those that
+// store has put into segments as refs, and returns which refs they replace.
+// Sizes were checked before, so an error is a fault.
+func (tx *Tx) apply(refs map[int]ref) (freed []ref, err error) {
+	for i := range tx.writes {
+		w := &tx.writes[i]
+		old, ok, err := tx.refOf(w.key)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			freed = append(freed, old)
+		}
 		if w.delete {
-			tx.noteFreed(w.key)
+			tx.db.deleted++
 			if err := tx.txn.Delete(w.key); err != nil {
-				return fmt.Errorf("delete key %q: %w", w.key, err)
+				return nil, fmt.Errorf("delete key %q: %w", w.key, err)
 			}
 			continue
 		}
 		e := badger.NewEntry(w.key, w.value)
 		e.ExpiresAt = w.expires
-		if len(w.value) > 0 {
+		if r, ok := refs[i]; ok {
+			e = badger.NewEntry(w.key, r.encode()).WithMeta(notEmpty | inSegment)
+		} else if len(w.value) > 0 {
 			e = e.WithMeta(notEmpty)
 		}
 		if err := tx.txn.SetEntry(e); err != nil {
-			return fmt.Errorf("set key %q: %w", w.key, err)
+			return nil, fmt.Errorf("set key %q: %w", w.key, err)
 		}
 	}
-	return nil
+	return freed, nil
 }
 
-// noteFreed counts what deleting key makes garbage in the value log.
-func (tx *Tx) noteFreed(key []byte) {
+// refOf returns the ref that is stored under key, if there is one.
+func (tx *Tx) refOf(key []byte) (r ref, ok bool, err error) {
 	item, err := tx.txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return r, false, nil
+	}
+	if err == nil && item.UserMeta()&inSegment != 0 {
+		err = item.Value(func(v []byte) error {
+			r, err = decodeRef(v)
+			return err
+		})
+		ok = err == nil
+	}
 	if err != nil {
-		return
+		return r, false, fmt.Errorf("what is stored under key %q: %w", key, err)
 	}
-	if n := item.EstimatedSize(); n >= valueThreshold && n < math.MaxInt32 {
-		tx.db.freed += n
-		tx.db.garbage += n
-	}
+	return r, ok, nil
 }

@@ -2,6 +2,7 @@ package badgerdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -68,13 +69,13 @@ func (db *DB) SetLazy(key string, value []byte) {
 	db.lazy[key] = value
 }
 
-// write is the writer goroutine: it alone commits, deletes and collects. It
+// write is the writer goroutine: it alone commits, deletes and compacts. It
 // takes what queued up while the last commit ran; a timer that waits for more
 // would only make a lone writer slower.
 func (db *DB) write() {
 	defer close(db.written)
-	collect := time.NewTicker(collectEvery)
-	defer collect.Stop()
+	compact := time.NewTicker(compactEvery)
+	defer compact.Stop()
 	defer db.lazyDue.Stop()
 	for {
 		batch, closed := db.queue.take(db.sizes.batch)
@@ -84,28 +85,27 @@ func (db *DB) write() {
 		case closed:
 			db.commitLazy()
 			return
-		case !db.collecting:
+		default:
 			select {
 			case <-db.queue.ready:
 			case <-db.lazyDue.C:
 				db.commitLazy()
-			case <-collect.C:
-				db.collecting = true
+			case <-compact.C:
+				if db.compactIsWorthIt() {
+					db.compact()
+				}
 			}
-			continue
-		}
-		if db.collecting && !closed {
-			db.collecting = db.collectStep()
 		}
 	}
 }
 
 // group is one badger transaction in the making and the jobs that wait for it.
 type group struct {
-	txn  *badger.Txn
-	used weight
-	jobs []job
-	errs []error
+	txn   *badger.Txn
+	used  weight
+	freed []ref // what the transaction takes out of the tree
+	jobs  []job
+	errs  []error
 }
 
 // run runs the jobs of a batch and commits them, in more than one transaction
@@ -124,23 +124,40 @@ func (db *DB) run(batch []job) {
 			w := weigh(tx.writes)
 			switch {
 			case !w.fits(db.limit):
-				err = fmt.Errorf("transaction of %d entries and %d bytes: %w", w.entries, w.tree+w.vlog, ErrTooLarge)
+				err = fmt.Errorf("transaction of %d entries and %d bytes: %w", w.entries, w.tree+w.large, ErrTooLarge)
 			case !g.used.plus(w).fits(db.limit):
 				db.commit(g)
 				g = db.newGroup()
 				tx.txn = g.txn
 			}
 			if err == nil {
-				g.used = g.used.plus(w)
-				if err = tx.apply(); err != nil {
-					db.fault(err) // part of it is in the transaction
-				}
+				err = db.put(g, tx, w)
 			}
 		}
 		g.jobs = append(g.jobs, j)
 		g.errs = append(g.errs, err)
 	}
 	db.commit(g)
+}
+
+// put makes the writes of tx, which weigh w, part of the group.
+func (db *DB) put(g *group, tx *Tx, w weight) error {
+	refs, err := tx.store()
+	if err != nil {
+		if errors.Is(err, ErrFull) {
+			return err
+		}
+		db.fault(err)
+		return db.Healthy()
+	}
+	g.used = g.used.plus(w)
+	freed, err := tx.apply(refs)
+	if err != nil {
+		db.fault(err) // part of it is in the transaction
+		return db.Healthy()
+	}
+	g.freed = append(g.freed, freed...)
+	return nil
 }
 
 func (db *DB) newGroup() *group {
@@ -153,14 +170,15 @@ func (db *DB) commit(g *group) {
 	err := db.Healthy()
 	if err == nil && g.used.entries > 0 {
 		db.addLazy(g)
-		if cerr := g.txn.Commit(); cerr != nil {
+		// The values first: what is in the tree can be read.
+		if serr := db.segments.sync(); serr != nil {
+			db.fault(serr)
+		} else if cerr := g.txn.Commit(); cerr != nil {
 			db.fault(fmt.Errorf("commit: %w", cerr))
 		}
 		// badger only logs a failed fsync; the logger has latched it by now.
-		err = db.Healthy()
-		db.touch(g.used.vlog)
-		if db.freed >= 4*db.sizes.vlogFile {
-			db.freed, db.collecting = 0, true
+		if err = db.Healthy(); err == nil {
+			db.freed(g.freed)
 		}
 	}
 	for i, j := range g.jobs {
@@ -188,9 +206,8 @@ func (db *DB) addLazy(g *group) {
 			delete(db.lazy, key)
 			continue
 		}
-		g.used = used
-		if err := tx.apply(); err != nil {
-			db.fault(err)
+		if err := db.put(g, &tx, weigh(tx.writes)); err != nil {
+			db.log.Error("lazy value not written", "key", key, "err", err)
 			return
 		}
 		delete(db.lazy, key)

@@ -52,8 +52,8 @@ func (d *Daemon) status(context.Context) (admin.Status, error) {
 			s.Devices++
 		}
 	}
-	lsm, vlog := d.db.Size()
-	s.StoreBytes = lsm + vlog
+	tree, segments := d.db.Size()
+	s.StoreBytes = tree + segments
 	if err := d.db.Healthy(); err != nil {
 		s.Problem = err.Error()
 	}
