@@ -111,7 +111,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 		Logger:                   slog.New(quiet{deps.Log.Handler()}),
 		Capabilities:             b.capabilities(),
 		ClientNetWriteBufferSize: 2 << 10,
-		ClientNetReadBufferSize:  4 << 10,
+		ClientNetReadBufferSize:  256, // we have a buffer of our own
 		SysTopicResendInterval:   600, // each one stops the world for ReadMemStats
 		InlineClient:             true,
 	})
@@ -248,7 +248,7 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) {
 		b.conns.Done()
 	}()
 
-	c := &conn{Conn: nc, ctx: context.WithoutCancel(ctx)}
+	c := &conn{Conn: nc, ctx: context.WithoutCancel(ctx), largest: int(2 * b.maxPacket())}
 	c.SetDeadline(time.Now().Add(connectWait))
 	err := b.establish(c)
 	if c.client != nil {

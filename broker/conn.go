@@ -2,12 +2,9 @@ package broker
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"sync"
 	"time"
-
-	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // What a connection may take before and between packets.
@@ -43,26 +40,15 @@ type conn struct {
 	client *client         // set in OnConnect, on the reader's goroutine
 
 	// What follows is used on the reader's goroutine only.
-	first    firstPacket
+	in       inbound
+	begun    bool      // the first packet is a CONNECT
+	largest  int       // packet that is read whole
 	deadline time.Time // of the packet that is being read; zero: no keepalive
 	received int       // bytes since deadline was set
 
 	writeMu sync.Mutex // guards the fields below
 	limit   time.Time  // no write goes on after it; zero: no limit
 	broken  bool       // a packet was cut short: nothing may follow it
-}
-
-// Read reads what has come and moves the packet's deadline along.
-func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if n > 0 {
-		if ferr := c.first.check(p[:n]); ferr != nil {
-			return 0, ferr
-		}
-		c.received += n
-		c.Conn.SetReadDeadline(c.packetDeadline())
-	}
-	return n, err
 }
 
 func (c *conn) packetDeadline() time.Time {
@@ -135,34 +121,4 @@ func (c *conn) endBy(t time.Time) {
 	defer c.writeMu.Unlock()
 	c.limit = t
 	c.Conn.SetWriteDeadline(t)
-}
-
-// firstPacket looks at the fixed header of the first packet as it comes in
-// (MQTT 5, section 2.1), byte by byte where it comes that way.
-type firstPacket struct {
-	seen   int // header bytes looked at
-	length int
-	done   bool
-}
-
-func (f *firstPacket) check(p []byte) error {
-	for _, b := range p {
-		if f.done {
-			return nil
-		}
-		if f.seen == 0 {
-			if b>>4 != packets.Connect {
-				return packets.ErrProtocolViolationRequireFirstConnect
-			}
-			f.seen++
-			continue
-		}
-		f.length |= int(b&0x7f) << (7 * (f.seen - 1))
-		f.seen++
-		f.done = b&0x80 == 0 || f.seen > 5
-		if f.length > maxConnectBytes {
-			return fmt.Errorf("CONNECT of %d bytes: %w", f.length, packets.ErrPacketTooLarge)
-		}
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"pairsync/internal/bufpool"
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
 	"pairsync/internal/token"
@@ -157,19 +158,23 @@ func (b *Broker) append(c *client, r *reply, t moment.Topic, pk packets.Packet) 
 		c.refuse(r, refusal(code, err))
 		return
 	}
-	log := ledger.LogOf(&m)
-	err = b.deps.Ledger.Submit(c.ctx, log, m, func(res ledger.Result) { b.appended(c, r, &m, res) })
+	log, lent := ledger.LogOf(&m), c.nc.in.keep()
+	err = b.deps.Ledger.Submit(c.ctx, log, m, func(res ledger.Result) {
+		if !b.appended(c, r, &m, res) {
+			bufpool.Put(lent)
+		}
+	})
 	if err != nil {
 		c.refuse(r, storageCode(err))
 	}
 }
 
 // appended runs when the ledger has stored or refused m, on the ledger's
-// goroutine: it must not block.
-func (b *Broker) appended(c *client, r *reply, m *moment.Moment, res ledger.Result) {
+// goroutine: it must not block. It reports whether the payload is still used.
+func (b *Broker) appended(c *client, r *reply, m *moment.Moment, res ledger.Result) (used bool) {
 	if res.Err != nil {
 		c.refuse(r, storageCode(res.Err))
-		return
+		return false
 	}
 	log := ledger.LogOf(m)
 	var after func() error
@@ -184,16 +189,20 @@ func (b *Broker) appended(c *client, r *reply, m *moment.Moment, res ledger.Resu
 		if m.Kind == moment.Photo {
 			b.tellNewest(m)
 		}
-		b.tellAdmins(m)
+		used = b.tellAdmins(m)
 	}
 	c.answer(r, packets.CodeSuccess, res.Duplicate, after)
+	return used
 }
 
-// tellAdmins gives a moment to the admins that subscribed it, at QoS 0.
-func (b *Broker) tellAdmins(m *moment.Moment) {
-	for _, c := range b.audience() {
+// tellAdmins gives a moment to the admins that subscribed it, at QoS 0, and
+// reports whether there are any.
+func (b *Broker) tellAdmins(m *moment.Moment) bool {
+	admins := b.audience()
+	for _, c := range admins {
 		c.push(outgoing{topic: m.Topic(), payload: m.Payload, contentType: m.ContentType, props: userProperties(m)}, false, nil)
 	}
+	return len(admins) > 0
 }
 
 // takeBack removes what a delete moment names. It is done also for a repeated

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"sync/atomic"
+
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -61,9 +63,18 @@ func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 }
 
 // OnPacketRead takes an empty user name or password of a CONNECT for none,
-// which it may be (MQTT 5, section 3.1.3.6); mochi calls it a violation.
-func (h *hook) OnPacketRead(_ *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
-	if pk.FixedHeader.Type == packets.Connect {
+// which it may be (MQTT 5, section 3.1.3.6); mochi calls it a violation. A
+// large PUBLISH gets its payload back.
+func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	switch pk.FixedHeader.Type {
+	case packets.Publish:
+		if c := clientOf(cl); c != nil {
+			if body := c.nc.in.claim(); body != nil {
+				pk.Payload = body
+				atomic.AddInt64(&h.b.mq.Info.BytesReceived, int64(len(body)))
+			}
+		}
+	case packets.Connect:
 		pk.Connect.UsernameFlag = len(pk.Connect.Username) > 0
 		pk.Connect.PasswordFlag = len(pk.Connect.Password) > 0
 	}

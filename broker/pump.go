@@ -8,6 +8,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"pairsync/internal/bufpool"
 	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
 )
@@ -240,7 +241,9 @@ func (c *client) redeliver() (again bool, err error) {
 		return true, nil
 	}
 	c.b.metrics.redelivered.Inc()
-	return true, c.writeMoment(&got.Entries[0], 1, f.id, true, ids, now)
+	err = c.writeMoment(&got.Entries[0], 1, f.id, true, ids, now)
+	bufpool.Put(got.Entries[0].Payload)
+	return true, err
 }
 
 // deliver reads on in one log and sends what is for this session, as far as
@@ -276,7 +279,9 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 		return false, err
 	}
 	for i := range got.Entries {
-		if err := c.send(log, resets, &got.Entries[i], now); err != nil {
+		err := c.send(log, resets, &got.Entries[i], now)
+		bufpool.Put(got.Entries[i].Payload)
+		if err != nil {
 			return false, err
 		}
 		if err := c.flush(); err != nil {

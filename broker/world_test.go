@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"pairsync/internal/badgerdb"
+	"pairsync/internal/bufpool"
 	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
 	"pairsync/internal/ledger/badgerledger"
@@ -52,6 +53,7 @@ type world struct {
 // inWorld runs fn in a bubble with a started world in which ann and ben are a
 // pair, and ends everything.
 func inWorld(t *testing.T, fn func(t *testing.T, w *world)) {
+	bufpool.Poison()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, dir: dir, cfg: DefaultConfig()}

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"pairsync/internal/admin"
+	"pairsync/internal/bufpool"
 	"pairsync/internal/daemon"
 	"pairsync/internal/simtest"
 )
@@ -68,6 +69,7 @@ func inWorld(t *testing.T, seed uint64, fn func(w *world)) {
 // inBubble runs fn in a bubble with a network and no server.
 func inBubble(t *testing.T, seed uint64, fn func(w *world)) {
 	base := t.TempDir()
+	bufpool.Poison()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, net: simtest.NewNetwork(t, seed), log: simtest.Logger(t), book: newBook(), base: base, stop: func() {}}
 		fn(w)

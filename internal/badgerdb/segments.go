@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"pairsync/internal/bufpool"
 )
 
 // segments keeps the values that are too large for badger's tree, in files
@@ -163,13 +165,14 @@ func (s *segments) sync() error {
 	return nil
 }
 
-// read reads the value at r and checks it. It is safe for concurrent use.
+// read reads the value at r, into a slice of bufpool, and checks it. It is
+// safe for concurrent use.
 func (s *segments) read(r ref) ([]byte, error) {
 	f, err := s.file(r.segment)
 	if err != nil {
 		return nil, err
 	}
-	value := make([]byte, r.length)
+	value := bufpool.Get(int(r.length))
 	if _, err = f.ReadAt(value, int64(r.offset)); errors.Is(err, os.ErrClosed) {
 		return s.read(r) // it made room for another file meanwhile
 	}

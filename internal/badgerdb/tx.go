@@ -40,8 +40,8 @@ const inSegment = 0x02
 // maxKey is badger's limit for a key.
 const maxKey = 65000
 
-// Get returns a copy of the value, which the caller owns. It returns
-// kv.ErrNotFound, or ErrDamaged for a value that was stored and cannot be read
+// Get returns a copy of the value, which the caller owns: one of 4 KiB or more
+// may be given to bufpool. It returns kv.ErrNotFound, or ErrDamaged for a value that was stored and cannot be read
 // back.
 func (tx *Tx) Get(key []byte) ([]byte, error) {
 	for i := len(tx.writes) - 1; i >= 0; i-- {

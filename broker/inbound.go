@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/bufpool"
+)
+
+// minBody is the length from which a PUBLISH is read here instead of by mochi,
+// which would allocate it twice.
+const minBody = 4 << 10
+
+// readBytesIdle is the buffer of a connection that is waiting.
+const readBytesIdle = 4 << 10
+
+// maxFixedHeader is the longest there is (MQTT 5, section 2.1).
+const maxFixedHeader = 5
+
+// inbound cuts what a client sends into packets. mochi reads them one at a
+// time: what it is given never goes beyond the packet it is at. A large
+// PUBLISH it gets without its payload, which waits here for the hook. All of
+// it is used on the reader's goroutine only.
+type inbound struct {
+	buf  []byte // read and not taken yet
+	room []byte // the memory of buf
+
+	left int    // bytes of the current packet that mochi has yet to read
+	head []byte // those of them that are not in buf any more: a fixed header, or a PUBLISH without its payload
+
+	body []byte // the payload that belongs to head
+	lent []byte // of bufpool; what body is a part of
+}
+
+// Read gives mochi the current packet, or the beginning of the next.
+func (c *conn) Read(p []byte) (int, error) {
+	in := &c.in
+	if in.left == 0 {
+		if err := c.nextPacket(); err != nil {
+			return 0, err
+		}
+	}
+	p = p[:min(len(p), in.left)]
+	n := copy(p, in.head)
+	in.head = in.head[n:]
+	if n == 0 {
+		var err error
+		if n, err = c.receive(p); err != nil {
+			return n, err
+		}
+	}
+	in.left -= n
+	return n, nil
+}
+
+// receive takes what is buffered, or reads what has come.
+func (c *conn) receive(p []byte) (int, error) {
+	if len(c.in.buf) > 0 {
+		n := copy(p, c.in.buf)
+		c.in.buf = c.in.buf[n:]
+		return n, nil
+	}
+	return c.readSome(p)
+}
+
+// readSome reads from the network and moves the packet's deadline along.
+func (c *conn) readSome(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.received += n
+		c.Conn.SetReadDeadline(c.packetDeadline())
+		return n, nil // an error comes again
+	}
+	return n, err
+}
+
+// nextPacket reads a fixed header (MQTT 5, section 2.1), and a large PUBLISH
+// whole.
+func (c *conn) nextPacket() error {
+	in := &c.in
+	in.body, in.lent = nil, nil // of a packet that was refused, maybe
+	var rest, size int
+	for size == 0 {
+		if err := c.checkFirst(); err != nil {
+			return err
+		}
+		if rest, size = fixedHeader(in.buf); size > 0 {
+			break
+		}
+		if err := c.fill(); err != nil {
+			return err
+		}
+	}
+	in.head, in.buf = in.buf[:size], in.buf[size:]
+	in.left = size + rest
+	if size > maxFixedHeader || in.head[0]>>4 != packets.Publish ||
+		c.client == nil || rest < minBody || rest > c.largest {
+		return nil
+	}
+	return c.takePublish(rest)
+}
+
+// fill reads more into the buffer.
+func (c *conn) fill() error {
+	in := &c.in
+	if in.room == nil {
+		in.room = make([]byte, readBytesIdle)
+	}
+	kept := copy(in.room, in.buf)
+	n, err := c.readSome(in.room[kept:])
+	in.buf = in.room[:kept+n]
+	return err
+}
+
+// fixedHeader returns the size of the fixed header that b begins with and the
+// remaining length it tells, or 0, 0 if b is too short. One that is malformed
+// is for mochi to refuse: it has maxFixedHeader+1 bytes.
+func fixedHeader(b []byte) (rest, size int) {
+	for i := 1; i < len(b); i++ {
+		rest |= int(b[i]&0x7f) << (7 * (i - 1))
+		switch {
+		case b[i]&0x80 == 0:
+			return rest, i + 1
+		case i == maxFixedHeader:
+			return 0, maxFixedHeader + 1
+		}
+	}
+	return 0, 0
+}
+
+// checkFirst refuses a first packet that is foreign or oversized, which mochi
+// would allocate before anybody is authenticated, as soon as that can be seen.
+func (c *conn) checkFirst() error {
+	b := c.in.buf
+	if c.begun || len(b) == 0 {
+		return nil
+	}
+	if b[0]>>4 != packets.Connect {
+		return packets.ErrProtocolViolationRequireFirstConnect
+	}
+	rest, size := fixedHeader(b)
+	if rest > maxConnectBytes {
+		return fmt.Errorf("CONNECT of %d bytes: %w", rest, packets.ErrPacketTooLarge)
+	}
+	c.begun = size > 0
+	return nil
+}
+
+// takePublish reads the rest of a PUBLISH and leaves mochi what comes before
+// its payload. One that cannot be understood is left to mochi as it is.
+func (c *conn) takePublish(rest int) error {
+	in := &c.in
+	flags := in.head[0]
+	all := bufpool.Get(rest)
+	if _, err := io.ReadFull(receiver{c}, all); err != nil {
+		return err
+	}
+	head := []byte{flags}
+	if n, ok := payloadAt(all, flags>>1&3 > 0, c.client.v5()); ok {
+		in.body, in.lent = all[n:], all
+		all = all[:n]
+	}
+	head = binary.AppendUvarint(head, uint64(len(all))) // the form of a variable byte integer
+	in.head = append(head, all...)
+	in.left = len(in.head)
+	return nil
+}
+
+// receiver is a connection behind what it has buffered.
+type receiver struct{ c *conn }
+
+func (r receiver) Read(p []byte) (int, error) { return r.c.receive(p) }
+
+// payloadAt returns where the payload of a PUBLISH begins, in what follows its
+// fixed header (MQTT 5, section 3.3.2).
+func payloadAt(b []byte, hasID, v5 bool) (int, bool) {
+	if len(b) < 2 {
+		return 0, false
+	}
+	at := 2 + int(binary.BigEndian.Uint16(b))
+	if hasID {
+		at += 2
+	}
+	if v5 && at < len(b) {
+		n, size := fixedHeader(b[at-1:]) // a variable byte integer has the same form
+		if size < 2 || size > maxFixedHeader {
+			return 0, false
+		}
+		at += size - 1 + n
+	}
+	return at, at <= len(b)
+}
+
+// claim returns the payload of the PUBLISH that mochi has just decoded, or nil
+// when mochi has it itself.
+func (in *inbound) claim() []byte {
+	body := in.body
+	in.body = nil
+	return body
+}
+
+// keep gives the memory of the claimed payload to the caller, who returns it to
+// bufpool when nobody uses it any more.
+func (in *inbound) keep() []byte {
+	lent := in.lent
+	in.lent = nil
+	return lent
+}
