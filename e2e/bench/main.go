@@ -171,7 +171,10 @@ func (b *bench) round(ctx context.Context, r row, n int) error {
 		b.results.add(r.key, "floor", figures{"rate": {value: v}})
 		return err
 	}
-	turns := []func() error{ours, floor, theirs}
+	turns := []func() error{ours, theirs}
+	if r.floor {
+		turns = slices.Insert(turns, 1, floor)
+	}
 	if n%2 == 1 {
 		slices.Reverse(turns)
 	}
