@@ -169,7 +169,7 @@ func (c *Client) take(p packet) error {
 
 // Close says goodbye; a session with an expiry stays.
 func (c *Client) Close() error {
-	_, err := c.nc.Write([]byte{typeDisconnect << 4, 0})
+	_, err := c.nc.Write(goodbye)
 	return errors.Join(err, c.drop())
 }
 

@@ -21,6 +21,9 @@ const maxSmallPacket = 16 << 10
 
 var errMalformed = errors.New("malformed packet")
 
+// goodbye is a DISCONNECT (section 3.14): all is well, no properties.
+var goodbye = []byte{typeDisconnect << 4, 2, 0, 0}
+
 // packet is a fixed header.
 type packet struct {
 	kind, flags byte
