@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command bench measures `pairsync serve` beside Debian's mosquitto: real
 // processes, each on a fresh directory of the same disk, one at a time, in
 // turns, under the same load (e2e/load). It prints a table of medians beside
@@ -192,20 +194,26 @@ func (b *bench) pairsyncRound(ctx context.Context, r row) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, runWait)
 	defer cancel()
-	dir := filepath.Join(b.data, r.key)
+	dir := b.dir(r, "pairsync")
+	defer os.RemoveAll(dir)
 	f, err := r.own(ctx, func() (*pairsync, error) { return startPairsync(ctx, b.program, dir) })
 	if err != nil {
 		return fmt.Errorf("pairsync: %w", err)
 	}
 	b.results.add(r.key, "pairsync", f)
-	return os.RemoveAll(dir)
+	return nil
 }
+
+// dir is a server's data directory; what the server says goes into a file
+// beside it, which stays when something fails.
+func (b *bench) dir(r row, server string) string { return filepath.Join(b.data, r.key+"-"+server) }
 
 // once runs a row on a server of its own.
 func (b *bench) once(ctx context.Context, r row, name string, start func(context.Context, string) (server, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, runWait)
 	defer cancel() // the clients go after the server, which is to be seen under load
-	dir := filepath.Join(b.data, r.key)
+	dir := b.dir(r, name)
+	defer os.RemoveAll(dir)
 	s, err := start(ctx, dir)
 	if err != nil {
 		return err
@@ -219,7 +227,7 @@ func (b *bench) once(ctx context.Context, r row, name string, start func(context
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	b.results.add(r.key, name, f)
-	return os.RemoveAll(dir)
+	return nil
 }
 
 // poll asks again and again: nothing else tells.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -14,10 +16,6 @@ import (
 
 // photoBytes is the payload of a photo in every row, and of the disk's floor.
 const photoBytes = 200_000
-
-// settle is how long a server that was given work may idle before its memory
-// is looked at.
-const settle = 5 * time.Second
 
 // figure is one measured number, with what it cost where that is known.
 type figure struct {
@@ -49,7 +47,7 @@ var rows = []row{
 	{key: "live-1k", run: live(50, 20, 40_000, 1_000)},
 	{key: "fill", floor: true, run: fillAndDrain(8, 10, 2_000)},
 	{key: "queue", own: queue(8, 10, 10_000)},
-	{key: "idle", run: idle(2_000)},
+	{key: "idle", run: idle(2_000, 5*time.Second)},
 	{key: "storm", run: storm(1_000, 8, 8_000)},
 }
 
@@ -176,7 +174,8 @@ func (s *pairsync) checkBacklog(ctx context.Context, atLeast int) error {
 }
 
 // idle is durable connections, each with a subscription, that only wait.
-func idle(count int) func(context.Context, server) (figures, error) {
+// Before its memory is looked at, the server may settle.
+func idle(count int, settle time.Duration) func(context.Context, server) (figures, error) {
 	return func(ctx context.Context, s server) (figures, error) {
 		w, err := newWorld(ctx, s, count)
 		if err != nil {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -54,11 +56,12 @@ func (g goal) text(u unit) string {
 	return fmt.Sprintf("≥ %g%s", g.most/u.scale, u.name)
 }
 
-// met judges v, and other, which is the peer's or the floor's figure.
+// met judges v, and other, which is the peer's or the floor's figure, 0 where
+// it was not measured.
 func (g goal) met(v, other float64) bool {
 	switch {
 	case g.share > 0:
-		return v >= g.share*other
+		return other > 0 && v >= g.share*other
 	case g.atMost:
 		return v <= g.most
 	}
@@ -166,7 +169,7 @@ func (b *bench) report(list []row, took time.Duration) string {
 
 func (r results) line(l line) string {
 	cells := []string{l.title}
-	ours, _ := median(r.of(l.row, l.key, "pairsync"), value)
+	ours, measured := median(r.of(l.row, l.key, "pairsync"), value)
 	var other float64
 	for _, server := range servers {
 		v, ok := median(r.of(l.row, l.key, server), value)
@@ -183,7 +186,7 @@ func (r results) line(l line) string {
 	if other > 0 {
 		ratio = fmt.Sprintf("%.2f", ours/other)
 	}
-	if l.goal.met(ours, other) {
+	if measured && l.goal.met(ours, other) {
 		met = "yes"
 	}
 	cells = append(cells, ratio, l.goal.text(l.unit), met, r.pairOf(l, "%.0f µs", figure.serverMicros), r.pairOf(l, "%.0f %%", figure.clientShare))
