@@ -142,7 +142,7 @@ func value(f figure) float64 { return f.value }
 // report is the table, how it came about, and every single figure.
 func (b *bench) report(list []row, took time.Duration) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "# pairsync beside mosquitto\n\nMedians of %d rounds, %s, in %s.\n\n", b.rounds, time.Now().UTC().Format(time.DateOnly), took.Round(time.Second))
+	fmt.Fprintf(&out, "# pairsync beside mosquitto\n\nMedians of %d of %d rounds, %s, in %s.\n\n", b.done, b.rounds, time.Now().UTC().Format(time.DateOnly), took.Round(time.Second))
 	out.WriteString("| row | pairsync | mosquitto | disk floor | ratio | goal | met? | server CPU each: pairsync / mosquitto | client CPU share: pairsync / mosquitto |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, l := range lines {
 		if slices.ContainsFunc(list, func(r row) bool { return r.key == l.row }) {
