@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -90,7 +91,7 @@ func startPairsync(ctx context.Context, program []string, dir string) (*pairsync
 }
 
 func (s *pairsync) begin(ctx context.Context) error {
-	if err := s.await(`"msg":"ready"`); err != nil {
+	if err := s.awaitReady(); err != nil {
 		return err
 	}
 	keys, err := token.OpenKeys(filepath.Join(s.dir, "keys"))
@@ -208,8 +209,8 @@ type child struct {
 	what, address string
 	cmd           *exec.Cmd
 	file          string
-	lines         chan string // until somebody has found what they wait for
-	done          chan struct{}
+	ready         chan struct{} // closed when it has said readyText
+	done          chan struct{} // closed when it has ended
 }
 
 func startChild(what, addr, file string, env []string, program string, args ...string) (*child, error) {
@@ -221,7 +222,7 @@ func startChild(what, addr, file string, env []string, program string, args ...s
 	if err != nil {
 		return nil, errors.Join(err, out.Close())
 	}
-	c := &child{what: what, address: addr, file: file, lines: make(chan string, 64), done: make(chan struct{})}
+	c := &child{what: what, address: addr, file: file, ready: make(chan struct{}), done: make(chan struct{})}
 	c.cmd = exec.Command(program, args...)
 	c.cmd.Stdout, c.cmd.Stderr = w, w
 	c.cmd.Env = append(environment(), env...)
@@ -253,35 +254,32 @@ func environment() []string {
 	return out
 }
 
-// keep reads to the end, and offers the lines to await.
+// readyText is in the line of the log that pairsync is ready with.
+const readyText = `"msg":"ready"`
+
+// keep reads to the end.
 func (c *child) keep(r io.Reader) {
+	ready := sync.OnceFunc(func() { close(c.ready) })
 	for in := bufio.NewReader(r); ; {
 		line, err := in.ReadString('\n')
+		if strings.Contains(line, readyText) {
+			ready()
+		}
 		if err != nil {
 			return
-		}
-		select {
-		case c.lines <- line:
-		default: // nobody waits any more
 		}
 	}
 }
 
-// await waits for a line that holds text.
-func (c *child) await(text string) error {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	for {
-		select {
-		case line := <-c.lines:
-			if strings.Contains(line, text) {
-				return nil
-			}
-		case <-c.done:
-			return fmt.Errorf("%s has ended: see %s", c.what, c.file)
-		case <-timer.C:
-			return fmt.Errorf("%s has not said %s in %v: see %s", c.what, text, patience, c.file)
-		}
+// awaitReady waits until it has said that it is ready.
+func (c *child) awaitReady() error {
+	select {
+	case <-c.ready:
+		return nil
+	case <-c.done:
+		return fmt.Errorf("%s has ended: see %s", c.what, c.file)
+	case <-time.After(patience):
+		return fmt.Errorf("%s was not ready within %v: see %s", c.what, patience, c.file)
 	}
 }
 
