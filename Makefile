@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X pairsync/internal/version.Version=$(VERSION)
 BIN     := bin
 export CGO_ENABLED ?= 0
 
-.PHONY: demo build test test-go test-race test-e2e torture bench lint cover deps clean check-go
+.PHONY: demo build test test-go test-race test-e2e torture bench bench-go bench-peer lint cover deps clean check-go
 
 demo: build ## run the whole of pairsync in one process until Ctrl-C
 	$(BIN)/pairsync demo
@@ -33,8 +33,15 @@ test-e2e: ## real clients, real processes, kill -9
 torture: check-go deps ## kill -9 of server and agent, 50 rounds
 	PAIRSYNC_E2E_ROUNDS=50 $(GO) test -count=1 -timeout 60m -run Crash -v ./e2e/
 
-bench: check-go ## the benchmarks, five rounds each
+bench: bench-go bench-peer ## the benchmarks, five rounds each; on a machine that does nothing else
+
+bench-go: check-go
 	$(GO) test -run '^$$' -bench . -benchmem -count=5 ./internal/ledger/... ./internal/token/ ./internal/mqttlink/ ./bridge/... ./broker/
+
+# Beside mosquitto: the table of speed and size, also in bench-out/speed.md.
+bench-peer: build
+	@.ci/deps bench
+	$(GO) run ./e2e/bench -rounds 5
 
 lint: ## golangci-lint, built at the version of .golangci.yml
 	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
