@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -157,6 +158,7 @@ func (m *matrix) judge(t *testing.T) {
 			mine, others := common(order, first), common(first, order)
 			if !slices.Equal(mine, others) {
 				t.Errorf("%s has another order than %s: %s", f.name, p.followings[0].name, difference(mine, others))
+				t.Logf("%s got around there:\n%s", f.name, around(all, mine, others))
 			}
 		}
 	}
@@ -186,6 +188,20 @@ func (m *matrix) count(t *testing.T) {
 			m.done["connections of subscribers"] += f.last
 		}
 	}
+}
+
+// around shows what one session got where its order parts from another's.
+func around(all []taken, got, want []string) string {
+	i := 0
+	for i < min(len(got), len(want))-1 && got[i] == want[i] {
+		i++
+	}
+	at := slices.IndexFunc(all, func(a taken) bool { return a.topic == got[i] })
+	var b strings.Builder
+	for _, a := range all[max(0, at-10):min(len(all), at+25)] {
+		fmt.Fprintf(&b, "connection %d, duplicate %t: %s\n", a.conn, a.dup, a.topic)
+	}
+	return b.String()
 }
 
 // common returns those of list that are in other too.
