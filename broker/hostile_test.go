@@ -28,18 +28,20 @@ func (w *world) raw() net.Conn {
 	return c
 }
 
-func encode(t *testing.T, pk packets.Packet) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	var err error
-	switch pk.FixedHeader.Type {
-	case packets.Connect:
-		err = pk.ConnectEncode(&b)
-	case packets.Publish:
-		err = pk.PublishEncode(&b)
+// encode returns the bytes of a packet that a client may send.
+func encode(tb testing.TB, pk packets.Packet) []byte {
+	tb.Helper()
+	by := map[byte]func(*packets.Packet, *bytes.Buffer) error{
+		packets.Connect: (*packets.Packet).ConnectEncode, packets.Publish: (*packets.Packet).PublishEncode,
+		packets.Puback: (*packets.Packet).PubackEncode, packets.Pubrec: (*packets.Packet).PubrecEncode,
+		packets.Pubrel: (*packets.Packet).PubrelEncode, packets.Pubcomp: (*packets.Packet).PubcompEncode,
+		packets.Subscribe: (*packets.Packet).SubscribeEncode, packets.Unsubscribe: (*packets.Packet).UnsubscribeEncode,
+		packets.Pingreq: (*packets.Packet).PingreqEncode, packets.Disconnect: (*packets.Packet).DisconnectEncode,
+		packets.Auth: (*packets.Packet).AuthEncode,
 	}
-	if err != nil {
-		t.Fatal(err)
+	var b bytes.Buffer
+	if err := by[pk.FixedHeader.Type](&pk, &b); err != nil {
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }

@@ -22,7 +22,7 @@ func rounds(t testing.TB) int {
 	t.Helper()
 	text := os.Getenv("PAIRSYNC_E2E_ROUNDS")
 	if text == "" {
-		return 6
+		return 5
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {

@@ -6,6 +6,6 @@
 // belongs in e2e/sim. `make deps` installs what the tests need; without it
 // they fail and say so.
 //
-// PAIRSYNC_E2E_ROUNDS is how often the crash tests kill a program (default 6),
+// PAIRSYNC_E2E_ROUNDS is how often the crash tests kill a program (default 5),
 // PAIRSYNC_E2E_SEED repeats the random choices of a run that failed.
 package e2e

@@ -30,6 +30,7 @@ var jsTransports = map[string]func(*server) string{
 type jsMessage struct {
 	Topic       string            `json:"topic"`
 	Payload     []byte            `json:"payload"`
+	SHA256      string            `json:"sha256"` // instead of the payload, where the option digest is set
 	QoS         int               `json:"qos"`
 	Retain      bool              `json:"retain"`
 	Dup         bool              `json:"dup"`
@@ -49,13 +50,18 @@ func openJS(t testing.TB, n *node, url string, version int, token string, more m
 	t.Helper()
 	c := &jsClient{node: n, name: newID("js"), version: version}
 	c.events = n.client(c.name)
-	options := map[string]any{"protocolVersion": version, "username": "", "password": token}
+	c.open(t, url, token, more)
+	return c
+}
+
+func (c *jsClient) open(t testing.TB, url, token string, more map[string]any) {
+	t.Helper()
+	options := map[string]any{"protocolVersion": c.version, "username": "", "password": token}
 	if token == "" {
 		delete(options, "password")
 	}
 	maps.Copy(options, more)
-	n.must(t, map[string]any{"do": "open", "of": c.name, "url": url, "options": options})
-	return c
+	c.node.must(t, map[string]any{"do": "open", "of": c.name, "url": url, "options": options})
 }
 
 // newJS opens a client and waits until it is connected.

@@ -23,6 +23,7 @@ type node struct {
 
 // event is something that a client reported.
 type event struct {
+	Of   string // the client
 	Name string
 	Args []json.RawMessage
 }
@@ -86,7 +87,7 @@ func (n *node) take(line string) {
 	n.mu.Unlock()
 	switch {
 	case client != nil:
-		client.add(event{m.Event, m.Args})
+		client.add(event{m.Of, m.Event, m.Args})
 	case answer != nil:
 		answer <- m.nodeAnswer
 	}
@@ -112,6 +113,14 @@ func (n *node) client(name string) *record[event] {
 	r := newRecord[event]()
 	n.clients[name] = r
 	return r
+}
+
+// share has the client that is about to be opened report to another one's
+// record: one process reports for both, so that their order is kept.
+func (n *node) share(name string, r *record[event]) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.clients[name] = r
 }
 
 // do asks the driver for something and waits for its answer.

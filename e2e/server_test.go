@@ -41,12 +41,17 @@ func newServer(t testing.TB, env ...string) *server {
 	return s
 }
 
-// start starts the server and waits until it serves.
-func (s *server) start(t testing.TB) {
-	t.Helper()
+// launch starts the server and does not wait for it.
+func (s *server) launch() {
 	s.proc = start(s.owner, "pairsync serve", s.env, programs.server, "serve", "--data-dir", s.dir,
 		"--mqtt-listen", s.mqtt, "--http-listen", s.http, "--ops-listen", s.ops)
 	s.secrets.watch(s.proc)
+}
+
+// start starts the server and waits until it serves.
+func (s *server) start(t testing.TB) {
+	t.Helper()
+	s.launch()
 	s.proc.out.await(t, "the server to be ready", func(lines []string) bool {
 		for _, line := range lines {
 			var l struct {
@@ -127,19 +132,28 @@ func (s *server) token(t testing.TB, user string) string {
 	return raw
 }
 
-// session returns what the server says of one session, nil where there is none.
-func (s *server) session(t testing.TB, id string) *admin.Session {
+// sessions returns what the server says of its sessions, by id.
+func (s *server) sessions(t testing.TB) map[string]admin.Session {
 	t.Helper()
 	var list []admin.Session
 	if err := json.Unmarshal([]byte(s.cli(t, "session", "list", "--json")), &list); err != nil {
 		t.Fatal(err)
 	}
-	for i := range list {
-		if list[i].ID == id {
-			return &list[i]
-		}
+	byID := map[string]admin.Session{}
+	for _, l := range list {
+		byID[l.ID] = l
 	}
-	return nil
+	return byID
+}
+
+// session returns what the server says of one session, nil where there is none.
+func (s *server) session(t testing.TB, id string) *admin.Session {
+	t.Helper()
+	l, ok := s.sessions(t)[id]
+	if !ok {
+		return nil
+	}
+	return &l
 }
 
 // freePorts returns n addresses on loopback that nobody listens on. They lie

@@ -22,7 +22,19 @@ type watcher struct {
 // newLink runs an MQTT client of user's until the test ends.
 func newLink(t testing.TB, s *server, user string, cfg mqttlink.Config) *mqttlink.Link {
 	t.Helper()
-	raw := s.token(t, user)
+	link, _ := runLink(t, s, user, s.token(t, user), cfg)
+	up, done := context.WithTimeout(t.Context(), patience)
+	defer done()
+	if err := link.AwaitUp(up); err != nil {
+		t.Fatalf("link of %s: %v", user, err)
+	}
+	return link
+}
+
+// runLink runs an MQTT client until it is stopped or the test ends, and does
+// not wait for it to connect.
+func runLink(t testing.TB, s *server, user, raw string, cfg mqttlink.Config) (link *mqttlink.Link, stop func()) {
+	t.Helper()
 	cfg.Token = func(context.Context) (string, error) { return raw, nil }
 	cfg.Broker = &url.URL{Scheme: "mqtt", Host: s.mqtt}
 	cfg.MaxBackoff = cfg.MinBackoff
@@ -37,16 +49,12 @@ func newLink(t testing.TB, s *server, user string, cfg mqttlink.Config) *mqttlin
 			t.Errorf("link of %s: %v", user, err)
 		}
 	})
-	t.Cleanup(func() {
+	stop = func() {
 		cancel()
 		running.Wait()
-	})
-	up, done := context.WithTimeout(t.Context(), patience)
-	defer done()
-	if err := link.AwaitUp(up); err != nil {
-		t.Fatalf("link of %s: %v", user, err)
 	}
-	return link
+	t.Cleanup(stop)
+	return link, stop
 }
 
 // newWatcher watches the durable moments of c, all that there ever were.

@@ -1,5 +1,6 @@
 // MQTT clients: the official mqtt.js, told what to do by the Go tests.
 // Payloads travel as base64.
+import { createHash } from "node:crypto";
 import mqtt from "mqtt";
 import { report, serve } from "./lines.mjs";
 
@@ -9,8 +10,9 @@ const promised = (fn) =>
   new Promise((resolve, reject) => fn((error, ...results) => (error ? reject(error) : resolve(results))));
 
 serve({
-  // open {of, url, options}
-  open({ of, url, options }) {
+  // open {of, url, options}; with options.digest a message is reported with the
+  // SHA-256 of its payload instead of the payload.
+  open({ of, url, options: { digest, ...options } }) {
     const client = mqtt.connect(url, { reconnectPeriod: 100, ...options });
     clients.set(of, client);
     client.on("connect", (packet) =>
@@ -23,7 +25,9 @@ serve({
     client.on("message", (topic, payload, packet) =>
       report(of, "message", {
         topic,
-        payload: payload.toString("base64"),
+        ...(digest
+          ? { sha256: createHash("sha256").update(payload).digest("hex") }
+          : { payload: payload.toString("base64") }),
         qos: packet.qos,
         retain: packet.retain,
         dup: packet.dup,
@@ -46,6 +50,11 @@ serve({
   // publish {of, topic, payload, options}: returns when it is acknowledged.
   async publish({ of, topic, payload, options }) {
     await promised((done) => clients.get(of).publish(topic, Buffer.from(payload, "base64"), options, done));
+  },
+
+  // drop {of}: lose the connection; the client comes back by itself.
+  drop({ of }) {
+    clients.get(of).stream?.destroy();
   },
 
   // abandon {of}: drop the connection and all that is under way.

@@ -15,6 +15,7 @@ import (
 
 // photo is one photo that was given to a sender.
 type photo struct {
+	n      int // how many were made before it, and this one
 	id     string
 	sender string // the user
 	to     string // their partner when it was made
@@ -42,6 +43,15 @@ func (b *book) pair(a, other string) {
 	b.pairs[a], b.pairs[other] = other, a
 }
 
+// part notes that a user is in no pair.
+func (b *book) part(users ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, user := range users {
+		delete(b.pairs, user)
+	}
+}
+
 func (b *book) partner(user string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -53,7 +63,7 @@ func (b *book) make(sender, source string, size int) *photo {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.next++
-	p := &photo{id: fmt.Sprintf("%s-%04d", source, b.next), sender: sender, to: b.pairs[sender], source: source}
+	p := &photo{n: b.next, id: fmt.Sprintf("%s-%04d", source, b.next), sender: sender, to: b.pairs[sender], source: source}
 	p.bytes = newJPEG(uint64(b.next), size)
 	b.enter(p)
 	return p
@@ -94,6 +104,13 @@ func (b *book) of(sender string) map[string][]string {
 	return out
 }
 
+// made is how many photos there are.
+func (b *book) made() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.next
+}
+
 // sighting is one photo that became visible to somebody.
 type sighting struct {
 	id     string
@@ -113,30 +130,45 @@ type viewer struct {
 // senders must have had their acknowledgements.
 func (b *book) check(t testing.TB, v viewer) {
 	t.Helper()
-	b.mu.Lock()
-	got := map[string][]string{}
-	times := map[string]int{}
-	for _, s := range v.seen {
-		p := b.photos[s.id]
-		switch times[s.id]++; {
-		case p == nil:
-			t.Errorf("%s shows %q, which nobody sent", v.name, s.id)
-		case p.sender != v.partner || s.sender != v.partner:
-			t.Errorf("%s shows %q of %q (it says %q), its partner is %q", v.name, s.id, p.sender, s.sender, v.partner)
-		case p.sum != s.sum:
-			t.Errorf("%s shows %q with other bytes than were sent", v.name, s.id)
-		case times[s.id] > 1:
-			t.Errorf("%s shows %q for the %d. time", v.name, s.id, times[s.id])
-		default:
-			got[p.source] = append(got[p.source], s.id)
-		}
-	}
-	b.mu.Unlock()
+	got := b.checkShown(t, v, func(p *photo) bool { return p.sender == v.partner && p.sender != "" })
 	for source, want := range b.of(v.partner) {
 		if !slices.Equal(got[source], want) {
 			t.Errorf("%s: photos of %s\n got %v\nwant %v", v.name, source, got[source], want)
 		}
 	}
+}
+
+// checkShown is check without the promise that everything has come: what v has
+// shown is what it may show, each photo once, byte for byte and in the order of
+// its source. It returns the ids by source.
+func (b *book) checkShown(t testing.TB, v viewer, may func(*photo) bool) map[string][]string {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	got := map[string][]string{}
+	times, place := map[string]int{}, map[string]int{}
+	for _, s := range v.seen {
+		p := b.photos[s.id]
+		switch times[s.id]++; {
+		case p == nil:
+			t.Errorf("%s shows %q, which nobody sent", v.name, s.id)
+			continue
+		case !may(p) || s.sender != p.sender:
+			t.Errorf("%s shows %q of %q for %q (it says %q), which is not for it to show", v.name, s.id, p.sender, p.to, s.sender)
+		case p.sum != s.sum:
+			t.Errorf("%s shows %q with other bytes than were sent", v.name, s.id)
+		case times[s.id] > 1:
+			t.Errorf("%s shows %q for the %d. time", v.name, s.id, times[s.id])
+			continue
+		}
+		at := slices.Index(b.order, p)
+		if at < place[p.source] {
+			t.Errorf("%s shows %q after a later one of %s", v.name, s.id, p.source)
+		}
+		place[p.source] = at
+		got[p.source] = append(got[p.source], s.id)
+	}
+	return got
 }
 
 // newJPEG returns a picture of noise of about size bytes, which no other seed

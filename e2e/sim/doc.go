@@ -16,6 +16,8 @@
 //	phone_test.go   a phone as the app is; outbox_test.go is how it sends
 //	frame_test.go   an agent, its page and its local API
 //	peer_test.go    a plain MQTT client
+//	fickle_test.go  plain clients that do not behave, for the random worlds
+//	swaps_test.go   pairs that end and a device that is revoked, likewise
 //	book_test.go    what was sent and who must have seen it
 //
 // Run with PAIRSYNC_SIM_SEED=n to replay a random schedule, and with

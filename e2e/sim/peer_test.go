@@ -16,12 +16,15 @@ type peer struct {
 	w    *world
 	user string
 	host string
-	link *mqttlink.Link
+	cfg  mqttlink.Config
+	link *mqttlink.Link // since on
 	runner
 
 	mu      sync.Mutex // guards the fields below
 	got     []*mqttlink.Message
-	refused []string // filters that were not granted
+	held    bool                // it takes its time to acknowledge
+	unacked []*mqttlink.Message // while held
+	refused []string            // filters that were not granted
 }
 
 // peer makes a client of user's with a durable session and the given QoS 1
@@ -46,15 +49,19 @@ func (w *world) peer(user, host, token string, filters []string, change func(*mq
 	if change != nil {
 		change(&cfg)
 	}
-	link, err := mqttlink.New(cfg, w.log.With("who", host))
-	w.must(err)
-	p.link = link
+	p.cfg = cfg
 	return p
 }
 
+// on starts the client; stop ends it, and its session stays for as long as it
+// may. It can be started again.
 func (p *peer) on() *peer {
+	p.w.t.Helper()
+	link, err := mqttlink.New(p.cfg, p.w.log.With("who", p.host))
+	p.w.must(err)
+	p.link = link
 	p.start(p.w.t, func(ctx context.Context) {
-		if err := p.link.Run(ctx); err != nil {
+		if err := link.Run(ctx); err != nil {
 			p.w.t.Errorf("%s: %v", p.host, err)
 		}
 	})
@@ -63,9 +70,27 @@ func (p *peer) on() *peer {
 
 func (p *peer) receive(m *mqttlink.Message) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.got = append(p.got, m)
-	p.mu.Unlock()
+	if p.held {
+		p.unacked = append(p.unacked, m)
+		return
+	}
 	_ = m.Ack() // of a connection that is gone: it comes again
+}
+
+// hold makes p keep its acknowledgements back, or give them.
+func (p *peer) hold(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = on
+	if on {
+		return
+	}
+	for _, m := range p.unacked {
+		_ = m.Ack() // see receive
+	}
+	p.unacked = nil
 }
 
 // topics returns the topics of what arrived, repeats included.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"pairsync/internal/moment"
-	"pairsync/internal/mqttlink"
 )
 
 // How many seeds are tried, and from which on; see doc.go.
@@ -28,9 +27,10 @@ const (
 	settleTime = 12 * time.Hour
 )
 
-// TestRandomSchedule lets two pairs send while links are cut, stalled and
-// slowed down, the server and the frames are restarted and lose their power,
-// and somebody else takes a widget's session over. A seed fixes the schedule;
+// TestRandomSchedule lets pairs send while links are cut, stalled and slowed
+// down, the server and the frames are restarted and lose their power, widgets
+// are no good (fickle_test.go), a pair ends and others begin, and a frame loses
+// its rights (swaps_test.go). A seed fixes the schedule;
 // what the goroutines make of it differs a little from run to run.
 func TestRandomSchedule(t *testing.T) {
 	t.Parallel()
@@ -55,6 +55,7 @@ func TestRandomSchedule(t *testing.T) {
 			t.Logf("replay with %s=%d", envSeed, seed)
 			inWorld(t, seed, func(w *world) {
 				c := newChaos(w, seed)
+				defer c.tellAll()
 				c.run()
 				c.settle()
 				c.check()
@@ -71,8 +72,8 @@ type chaos struct {
 	phones []*phone
 	frames []*frame
 	widget *peer
-	token  string   // the widget's
-	filter string   // what it follows
+	fickle *fickle
+	swaps  *swaps
 	due    []repair // faults that end by themselves
 	story  []string // what was done, for the log of a failure
 }
@@ -94,8 +95,9 @@ func newChaos(w *world, seed uint64) *chaos {
 		}
 	}
 	c.frames = []*frame{w.frame("ben", "kitchen").on(), w.frame("ann", "hall").on(), w.frame("dan", "study").on()}
-	c.token, c.filter = w.appToken("cat"), moment.KindFilter(c.pairs["cat"], moment.Photo, "dan")
-	c.widget = w.peer("cat", "widget", c.token, []string{c.filter}, nil).on()
+	c.widget = w.peer("cat", "widget", w.appToken("cat"), []string{moment.KindFilter(c.pairs["cat"], moment.Photo, "dan")}, nil).on()
+	c.fickle = newFickle(c)
+	c.swaps = newSwaps(c)
 	w.await(time.Minute, func() string { return "not everybody is connected" }, func() bool {
 		for _, f := range c.frames {
 			if !f.status().Connected {
@@ -116,6 +118,8 @@ func (c *chaos) run() {
 	}
 	c.repair(end.Add(time.Hour))
 	c.w.net.Heal()
+	c.fickle.settle()
+	c.swaps.settle()
 }
 
 // repair ends the faults that are due at now.
@@ -139,25 +143,38 @@ func (c *chaos) between(least, most time.Duration) time.Duration {
 	return least + time.Duration(c.random.Int64N(int64(most-least)))
 }
 
+// tellAll tells what was done in a world that has failed.
+func (c *chaos) tellAll() {
+	if c.w.t.Failed() {
+		for _, line := range c.story {
+			c.w.t.Log(line)
+		}
+	}
+}
+
 func (c *chaos) tell(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
-	c.story = append(c.story, line)
+	c.story = append(c.story, time.Now().Format("15:04:05.000 ")+line)
 	c.w.log.Info("chaos: " + line)
 }
 
 // step does one thing: it sends, or makes a fault.
 func (c *chaos) step() {
 	switch n := c.random.IntN(100); {
-	case n < 30:
+	case n < 25:
 		p := c.phones[c.random.IntN(len(c.phones))]
 		ph := p.send(500 + c.random.IntN(60_000))
 		c.tell("%s sends %s", p.host, ph.id)
-	case n < 38:
+	case n < 31:
 		if f := c.frames[c.random.IntN(len(c.frames))]; f.running() {
 			c.tell("%s sends %s", f.host, f.send(500+c.random.IntN(30_000)).id)
 		}
-	case n < 86:
+	case n < 76:
 		c.hurtLink()
+	case n < 82:
+		c.fickle.step()
+	case n < 86:
+		c.swaps.step()
 	case n < 89:
 		c.tell("server restarts")
 		c.w.restart()
@@ -218,15 +235,24 @@ func (c *chaos) hurtLink() {
 
 // link returns the two hosts of a random link.
 func (c *chaos) link() (host, server string) {
-	n := c.random.IntN(len(c.phones) + len(c.frames) + 1)
-	switch {
-	case n < len(c.phones):
-		return c.phones[n].host, hostHTTP
-	case n < len(c.phones)+len(c.frames):
-		return c.frames[n-len(c.phones)].host, hostMQTT
+	var links [][2]string
+	for _, p := range append(c.swaps.phones(), c.phones...) {
+		links = append(links, [2]string{p.host, hostHTTP})
 	}
-	return c.widget.host, hostMQTT
+	for _, f := range append(c.swaps.frames(), c.frames...) {
+		links = append(links, [2]string{f.host, hostMQTT})
+	}
+	for _, p := range c.peers() {
+		links = append(links, [2]string{p.host, hostMQTT})
+	}
+	l := links[c.random.IntN(len(links))]
+	return l[0], l[1]
 }
+
+func (c *chaos) peers() []*peer { return append(c.fickle.peers(), c.widget) }
+
+// faithful are those of them who must have everything in the end.
+func (c *chaos) faithful() []*peer { return append(c.fickle.faithful(), c.widget) }
 
 func (c *chaos) hurtFrame() {
 	f := c.frames[c.random.IntN(len(c.frames))]
@@ -246,9 +272,8 @@ func (c *chaos) hurtFrame() {
 // seconds. What either of them gets is what their user sees.
 func (c *chaos) takeOver() {
 	c.tell("somebody takes the widget's session over")
-	twin := c.w.peer("cat", c.widget.host, c.token, []string{c.filter}, func(cfg *mqttlink.Config) {
-		cfg.Receive = c.widget.receive
-	}).on()
+	twin := &peer{w: c.w, user: c.widget.user, host: c.widget.host, cfg: c.widget.cfg}
+	twin.on()
 	c.later(time.Second, 10*time.Second, twin.stop)
 }
 
@@ -277,10 +302,12 @@ func (c *chaos) missing() string {
 			return fmt.Sprintf("%s misses %d photos", f.host, n)
 		}
 	}
-	if n := c.behind(c.widget.view()); n != 0 {
-		return fmt.Sprintf("the widget misses %d photos", n)
+	for _, p := range c.faithful() {
+		if n := c.behind(p.view()); n != 0 {
+			return fmt.Sprintf("%s misses %d photos", p.host, n)
+		}
 	}
-	return ""
+	return c.swaps.missing()
 }
 
 // behind is how many photos v does not show yet.
@@ -295,7 +322,10 @@ func (c *chaos) behind(v viewer) int {
 func (c *chaos) check() {
 	t := c.w.t
 	t.Helper()
-	views := []viewer{c.widget.view()}
+	var views []viewer
+	for _, p := range c.faithful() {
+		views = append(views, p.view())
+	}
 	for _, p := range c.phones {
 		views = append(views, p.view())
 		for id, code := range p.final() {
@@ -312,6 +342,8 @@ func (c *chaos) check() {
 	for _, v := range views {
 		c.w.book.check(t, v)
 	}
+	c.fickle.check()
+	c.swaps.check()
 	c.w.checkStoredOnce(c.pairs["ann"], "ann")
 	c.w.checkStoredOnce(c.pairs["cat"], "cat")
 	c.checkPresence(true)
@@ -324,11 +356,6 @@ func (c *chaos) check() {
 	ben.on()
 	time.Sleep(time.Minute)
 	c.checkPresence(true)
-	if t.Failed() {
-		for _, line := range c.story {
-			t.Log(line)
-		}
-	}
 }
 
 // checkPresence checks what every phone shows of its partner.

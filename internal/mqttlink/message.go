@@ -1,6 +1,7 @@
 package mqttlink
 
 import (
+	"errors"
 	"fmt"
 
 	"pairsync/internal/moment"
@@ -34,6 +35,10 @@ func (m *Message) Ack() error {
 	return m.conn.ack(m.serial)
 }
 
+// errGone stops the reader of a connection that has failed; why it has is
+// already known.
+var errGone = errors.New("the connection has ended")
+
 // received enters a PUBLISH into the window and hands it on.
 func (c *connection) received(p *published) error {
 	m := &p.msg
@@ -47,7 +52,11 @@ func (c *connection) received(p *published) error {
 		c.window = append(c.window, unsure{packetID: p.packetID})
 		c.l.mu.Unlock()
 	}
-	c.emit(event{msg: m})
+	if !c.emit(event{msg: m}) {
+		// What was read behind it must not be handed on either: it would
+		// arrive before m, which comes again.
+		return errGone
+	}
 	return nil
 }
 
