@@ -30,7 +30,7 @@ const (
 	pingTimeout    = 200 * time.Millisecond
 	connectTimeout = time.Second
 	maxPayload     = 1_000_000
-	authDelay      = 10 * time.Millisecond
+	authDelay      = 50 * time.Millisecond
 )
 
 func main() {
