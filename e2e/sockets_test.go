@@ -32,6 +32,10 @@ type hall struct {
 	conns map[net.Conn]bool
 }
 
+// grace is how long a hall says goodbye: polling clients that have gone leave
+// something unsent behind.
+const grace = 5 * time.Second
+
 // often is a ping interval that puts pings between everything else.
 const often = 300 * time.Millisecond
 
@@ -68,7 +72,7 @@ func newHall(t *testing.T, ping time.Duration) *hall {
 		<-served
 		h.cut()
 		for _, s := range []interface{ Close(context.Context) error }{h.sockets.Load(), raw} {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), grace)
 			if err := s.Close(ctx); err != nil {
 				t.Error(err)
 			}
@@ -100,7 +104,7 @@ func (h *hall) open(t *testing.T) (old *socketio.Server) {
 // restart is what clients see of a server that is stopped and started.
 func (h *hall) restart(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), grace)
 	defer cancel()
 	if err := h.open(t).Close(ctx); err != nil {
 		t.Fatal(err)
