@@ -50,6 +50,9 @@ func installClients() error {
 			return fmt.Errorf("%s is missing (%s): run `make deps`", program, what)
 		}
 	}
+	if out, err := exec.Command(python(), "-c", "import socketio, aiohttp, requests, websocket").CombinedOutput(); err != nil {
+		return fmt.Errorf("python3-socketio or what it needs is missing: run `make deps`\n%s", out)
+	}
 	lock, err := os.Stat("package-lock.json")
 	if err != nil {
 		return err
@@ -64,4 +67,14 @@ func installClients() error {
 		return fmt.Errorf("npm ci in e2e: %w: run `make deps`\n%s", err, out)
 	}
 	return nil
+}
+
+// python is the interpreter that has Debian's packages, where there is one: the
+// first in the path may be another.
+func python() string {
+	const debian = "/usr/bin/python3"
+	if _, err := os.Stat(debian); err == nil {
+		return debian
+	}
+	return "python3"
 }

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// node is one of the drivers in node/: it runs clients of JavaScript and says
-// what happens to them.
+// node is one of the drivers in node/ and python/: it runs clients of that
+// language and says what happens to them.
 type node struct {
 	proc *process
 
@@ -45,11 +45,17 @@ type nodeError struct {
 
 func (e *nodeError) Error() string { return fmt.Sprintf("%s (code %s)", e.Message, e.Code) }
 
-// newNode starts the driver script.
+// newNode starts a driver in JavaScript.
 func newNode(t testing.TB, script string) *node {
 	t.Helper()
+	return newDriver(t, script, "node", "node/"+script)
+}
+
+// newDriver starts a driver.
+func newDriver(t testing.TB, name string, argv ...string) *node {
+	t.Helper()
 	n := &node{answers: map[int]chan nodeAnswer{}, clients: map[string]*record[event]{}}
-	n.proc = start(t, script, nil, "node", "node/"+script)
+	n.proc = start(t, name, nil, argv...)
 	n.encoder = json.NewEncoder(n.proc.stdin)
 	go n.read()
 	return n
@@ -139,7 +145,7 @@ func (n *node) do(ctx context.Context, request map[string]any) (json.RawMessage,
 	case a, ok := <-answer:
 		switch {
 		case !ok:
-			return nil, errors.New("node has ended")
+			return nil, errors.New("the driver has ended")
 		case a.Error != nil:
 			return nil, a.Error
 		}

@@ -51,6 +51,7 @@ func TestParsePacketRefuses(t *testing.T) {
 		"3[]", "31{}", "31", `31"a"`, "61-[]",
 		`2` + strings.Repeat("9", 19) + `["a"]`,
 		"0/" + strings.Repeat("a", 300),
+		`0{"token":"` + strings.Repeat("a", 64<<10) + `"}`,
 	} {
 		if got, err := parsePacket([]byte(text)); err == nil {
 			t.Errorf("parse %.40q: got %v, want an error", text, got)

@@ -185,3 +185,39 @@ func TestAcksOfTheClient(t *testing.T) {
 		}
 	})
 }
+
+func TestSlowClientCausesBacklog(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, socketio.Config{QueuePackets: 3, QueueBytes: 1000})
+		sockets := w.sockets("/")
+		sid := w.Open()
+		w.Post(sid, "40")
+		s := <-sockets
+		w.Poll(sid)
+		big, err := socketio.Prepare("big", string(make([]byte, 2000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.EmitPrepared(big, nil); err != nil {
+			t.Fatalf("a large event into an empty queue: %v", err)
+		}
+		called := false
+		err = s.EmitPrepared(big, func([]json.RawMessage, error) { called = true })
+		if _, wait := s.EmitWithAck(t.Context(), "big"); !errors.Is(err, socketio.ErrBacklog) || !errors.Is(wait, socketio.ErrBacklog) {
+			t.Errorf("events with acknowledgement into a full queue: got %v and %v, want ErrBacklog", err, wait)
+		}
+		if err := s.Emit("small"); !errors.Is(err, socketio.ErrBacklog) {
+			t.Errorf("an event into a full queue: got %v, want ErrBacklog", err)
+		}
+		w.Poll(sid)
+		if err := s.Emit("small"); err != nil || !s.Connected() {
+			t.Errorf("after the client has polled: %v, connected %v", err, s.Connected())
+		}
+		if a := w.Poll(sid); a.Body != `42["small"]` {
+			t.Errorf("got %q", a.Body)
+		}
+		if w.Post(sid, "41"); called {
+			t.Error("the function of a refused event was called")
+		}
+	})
+}

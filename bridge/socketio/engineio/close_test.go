@@ -115,6 +115,18 @@ func TestShutdown(t *testing.T) {
 	})
 }
 
+func TestShutdownDoesNotWaitForTheGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, _ := start(t, calm())
+		w.Open()                     // and never polls
+		time.Sleep(30 * time.Second) // a ping waits
+		began := time.Now()
+		if err := s.Close(t.Context()); err != nil || time.Since(began) > 0 {
+			t.Errorf("close: %v after %v, want nothing to wait for", err, time.Since(began))
+		}
+	})
+}
+
 func TestShutdownDoesNotWaitForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s, g := startGated(t)

@@ -122,6 +122,17 @@ func TestCORS(t *testing.T) {
 			t.Errorf("foreign page: got %v, want no permission", got)
 		}
 	})
+	synctest.Test(t, func(t *testing.T) { // anybody, and therefore without credentials
+		cfg := suiteConfig()
+		cfg.CORS, cfg.Origins = true, []string{"*"}
+		w, _, _ := start(t, cfg)
+		for query, status := range map[string]int{"EIO=4&transport=polling": 200, "EIO=4&transport=polling&sid=x": 400} {
+			a := w.Do("GET", query, "", http.Header{"Origin": {"https://any.example"}})
+			if diff := cmp.Diff(map[string]string{"Access-Control-Allow-Origin": "*"}, allow(a.Header)); a.Status != status || diff != "" {
+				t.Errorf("GET %s: status %d, headers (-want +got):\n%s", query, a.Status, diff)
+			}
+		}
+	})
 	synctest.Test(t, func(t *testing.T) {
 		w, _, _ := start(t, suiteConfig())
 		from := http.Header{"Origin": {"http://server"}}

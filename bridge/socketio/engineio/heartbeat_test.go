@@ -219,3 +219,26 @@ func TestConfirmOverPolling(t *testing.T) {
 		}
 	})
 }
+
+func TestConfirmsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, peers := start(t, calm())
+		w.Open()
+		sess := (<-peers).session
+		refused := 0
+		for range 1030 {
+			sess.Confirm(func(ok bool) {
+				if !ok {
+					refused++
+				}
+			})
+		}
+		if refused != 6 {
+			t.Errorf("%d of 1030 functions were refused, want 6", refused)
+		}
+		sess.Abort()
+		if refused != 1030 {
+			t.Errorf("%d of 1030 functions heard of the end", refused)
+		}
+	})
+}

@@ -3,6 +3,7 @@ package engineio
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -229,9 +230,10 @@ func (s *Session) settle() (ended bool) {
 		case s.ws != nil:
 			s.wake() // the writer sends the rest, then a close frame
 			return false
-		case s.poll != nil || s.answers > 0 || len(s.queue) > 0 || s.reason != ReasonShutdown:
+		case s.poll != nil || s.answers > 0 || s.owes() || s.reason != ReasonShutdown:
 			// A poll takes the rest and the close packet. Without anything left,
-			// a server that shuts down owes a polling client no goodbye.
+			// a server that shuts down owes a polling client no goodbye: one
+			// that has a ping waiting may be gone.
 			s.wake()
 			return false
 		}
@@ -248,6 +250,11 @@ func (s *Session) settle() (ended bool) {
 		_ = s.ws.conn.Close() // the reader and the writer see it
 	}
 	return true
+}
+
+// owes reports whether more than pings wait to be sent. The caller holds s.mu.
+func (s *Session) owes() bool {
+	return slices.ContainsFunc(s.queue, func(m Message) bool { return !m.isControl(packetPing) })
 }
 
 // deliver hands one packet from the client on. It returns false when the

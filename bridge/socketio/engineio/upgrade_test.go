@@ -1,6 +1,7 @@
 package engineio_test
 
 import (
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,6 +77,58 @@ func TestSecondUpgradeIsClosed(t *testing.T) {
 		w.WebSocket("EIO=4&transport=websocket&sid=" + sid).WantClose()
 		first.Send("5", "4x")
 		first.Want("4x")
+	})
+}
+
+// A client that polls again before it switches, as the official suite does,
+// gets what it would have got a moment later.
+func TestPollThatMeetsTheSwitch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, _ := start(t, calm())
+		sid := w.Open()
+		ws := w.WebSocket("EIO=4&transport=websocket&sid=" + sid)
+		polled := w.PollLater(sid)
+		synctest.Wait()
+		ws.Send("2probe", "5")
+		wantStatus(t, <-polled, 400)
+		ws.Want("3probe")
+		ws.Send("4hello")
+		ws.Want("4hello")
+	})
+}
+
+func TestRefusedUpgradeLeavesPolling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, _ := start(t, calm())
+		sid := w.Open()
+		query := "EIO=4&transport=websocket&sid=" + sid
+		wantStatus(t, w.Do("GET", query, "", http.Header{
+			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, // and no key
+		}), 400)
+		wantAnswer(t, w.Post(sid, "4hello"), "ok")
+		wantAnswer(t, w.Poll(sid), "4hello")
+		ws := w.WebSocket(query)
+		ws.Send("2probe")
+		ws.Want("3probe")
+	})
+}
+
+func TestSessionEndsDuringUpgrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, _ := start(t, calm())
+		sid := w.Open()
+		ws := w.WebSocket("EIO=4&transport=websocket&sid=" + sid)
+		ws.Send("2probe")
+		ws.Want("3probe")
+		began := time.Now()
+		wantAnswer(t, w.Post(sid, "1"), "ok")
+		if ws.WantClose(); time.Since(began) > time.Second {
+			t.Errorf("the WebSocket was closed after %v", time.Since(began))
+		}
+		wantStatus(t, w.Poll(sid), 400)
+		if s.Len() != 0 {
+			t.Error("the session outlived its end")
+		}
 	})
 }
 
