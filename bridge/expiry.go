@@ -61,7 +61,7 @@ type AuthConfig struct {
 
 // policy returns what counts for who's token.
 func (c AuthConfig) policy(who *token.Principal) Expiry {
-	if e, ok := c.Issuers[who.Issuer]; ok && who.External {
+	if e, ok := c.Issuers[who.Issuer]; ok {
 		return e
 	}
 	return c.Expiry
@@ -93,8 +93,7 @@ func (c AuthConfig) deadlines(who *token.Principal, now time.Time) (ask, end tim
 func (b *Bridge) verify(ctx context.Context, raw string) (who token.Principal, returning bool, err error) {
 	auth := b.cfg.Auth
 	who, err = b.deps.Verifier.VerifyReturning(ctx, raw, func(p token.Principal) bool {
-		returning = auth.ReconnectWindow > 0 && auth.policy(&p) == ExpirySession &&
-			time.Since(b.deps.Registry.SessionSeen(p)) <= auth.ReconnectWindow
+		returning = auth.policy(&p) == ExpirySession && time.Since(b.deps.Registry.SessionSeen(p)) <= auth.ReconnectWindow
 		return returning
 	})
 	switch {

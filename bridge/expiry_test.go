@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"pairsync/bridge/socketio"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
@@ -82,7 +84,7 @@ func TestExpiryPolicies(t *testing.T) {
 		"strict":              {func(c *AuthConfig) { c.Issuers = map[string]Expiry{"clerk": ExpiryStrict} }, 0, time.Minute, 0},
 		"strict for all":      {func(c *AuthConfig) { c.Expiry = ExpiryStrict }, 0, time.Minute, 0},
 		"strict for others":   {func(c *AuthConfig) { c.Issuers = map[string]Expiry{"pairsync": ExpiryStrict, "x": ExpiryStrict} }, 0, 0, 1},
-		"short session first": {func(c *AuthConfig) { c.Expiry, c.MaxSession = ExpiryGrace, 40 * time.Second }, 30 * time.Second, 40 * time.Second, 0},
+		"short session first": {func(c *AuthConfig) { c.Expiry, c.MaxSession = ExpiryGrace, 40*time.Second }, 30 * time.Second, 40 * time.Second, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -121,6 +123,26 @@ func TestExpiryPolicies(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestGoneSocketsDoNotExpire: a socket's timers end with it.
+func TestGoneSocketsDoNotExpire(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.restart(func(c *Config) { c.Auth.Expiry = ExpiryGrace })
+		w.connect("ana", map[string]any{"token": w.minute("ana", "s1")}).leave()
+		time.Sleep(time.Hour)
+		reg := prometheus.NewRegistry()
+		if err := reg.Register(w.bridge.metrics.expired); err != nil {
+			t.Fatal(err)
+		}
+		got, err := reg.Gather()
+		if err != nil || len(got) != 1 {
+			t.Fatalf("%v, %v", got, err)
+		}
+		if n := got[0].GetMetric()[0].GetCounter().GetValue(); n != 0 {
+			t.Errorf("%v sockets ended with their token, want none", n)
+		}
+	})
 }
 
 // TestStrictTakesNoLeeway: what would end at once is not let in.

@@ -299,6 +299,12 @@ func TestAuthConfigProblems(t *testing.T) {
 	if t.Failed() {
 		t.Log(err)
 	}
+	c = Default()
+	c.DataDir = "x"
+	c.Auth.Issuers = []IssuerConfig{{Issuer: c.Auth.Issuer, JWKSURL: good.JWKSURL}}
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "configured twice") {
+		t.Errorf("an external issuer of our own name: %v", err)
+	}
 }
 
 // TestSampleIssuers: the example in the documented configuration loads, and

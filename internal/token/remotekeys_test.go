@@ -27,7 +27,22 @@ type keyServer struct {
 	status int
 	down   error
 	hangs  bool
+	floods bool // the set is followed by spaces without end
+	taken  int  // of those
 	asked  []time.Time
+}
+
+// flood gives spaces, and gives up when far too many were taken.
+type flood struct{ s *keyServer }
+
+// Read fills b with spaces.
+func (f flood) Read(b []byte) (int, error) {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	if f.s.taken += len(b); f.s.taken > 100*maxSetBytes {
+		return 0, errors.New("nobody stops")
+	}
+	return copy(b, bytes.Repeat([]byte(" "), len(b))), nil
 }
 
 // RoundTrip answers with the set.
@@ -44,9 +59,14 @@ func (s *keyServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if s.down != nil {
 		return nil, s.down
 	}
+	body := io.Reader(bytes.NewReader(s.set))
+	if s.floods {
+		s.taken = 0
+		body = io.MultiReader(body, flood{s})
+	}
 	return &http.Response{
 		StatusCode: s.status, Status: fmt.Sprint(s.status, " ", http.StatusText(s.status)), Header: http.Header{}, Request: r,
-		Body: io.NopCloser(bytes.NewReader(s.set)),
+		Body: io.NopCloser(body),
 	}, nil
 }
 
@@ -198,7 +218,8 @@ func TestRemoteKeysOutlast(t *testing.T) {
 		"it hangs":      func(s *keyServer) { s.hangs = true },
 		"another page":  func(s *keyServer) { s.set = []byte("<html>maintenance</html>") },
 		"no keys":       func(s *keyServer) { s.set = []byte(`{"keys":[]}`) },
-		"endless":       func(s *keyServer) { s.set = append(s.set, bytes.Repeat([]byte(" "), maxSetBytes)...) },
+		"too long":      func(s *keyServer) { s.set = append(s.set, bytes.Repeat([]byte(" "), maxSetBytes)...) },
+		"endless":       func(s *keyServer) { s.floods = true },
 	}
 	for name, begin := range outages {
 		t.Run(name, func(t *testing.T) {
@@ -206,20 +227,26 @@ func TestRemoteKeysOutlast(t *testing.T) {
 				w.start()
 				time.Sleep(time.Second)
 				w.server.change(begin)
-				time.Sleep(24 * time.Hour)
-				w.verify("a token after a day's outage", w.good(), "", false)
-				if age := w.keys.Age(); age < 24*time.Hour {
-					t.Errorf("age %v after a day's outage", age)
+				time.Sleep(2 * time.Hour)
+				w.verify("a token after hours of outage", w.good(), "", false)
+				if age := w.keys.Age(); age < 2*time.Hour {
+					t.Errorf("age %v after two hours of outage", age)
 				}
 				if w.keys.Failures() == 0 {
 					t.Error("no failure was counted")
 				}
 				w.verify("a key nobody has seen", w.token("k2", "EdDSA", foreignKey(t)), "cannot be fetched at the moment", true)
 				w.server.change(func(s *keyServer) {
-					s.status, s.down, s.hangs = 200, nil, false
+					if s.taken > 2*maxSetBytes {
+						t.Errorf("%d bytes of an endless answer were read", s.taken)
+					}
+					s.status, s.down, s.hangs, s.floods = 200, nil, false, false
 					s.set = keySet(t, publish(t, "k3", &testRSA().PublicKey))
 				})
 				time.Sleep(minRefresh + fetchTimeout)
+				if age := w.keys.Age(); age > minRefresh {
+					t.Errorf("age %v: nobody tried again without being asked", age)
+				}
 				w.verify("the new key afterwards", w.token("k3", "RS256", testRSA()), "", false)
 			})
 		})
