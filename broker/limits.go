@@ -13,6 +13,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/loginlimit"
+	"pairsync/internal/token"
 )
 
 // LimitsConfig bounds what clients may ask of the broker. Links inside the
@@ -149,9 +150,11 @@ func (l *limiter) connect(nc net.Conn) (packets.Code, bool) {
 	return packets.Code{}, true
 }
 
-// loginFailed notes that a token was refused.
-func (l *limiter) loginFailed(nc net.Conn) {
-	if a, ok := addrOf(nc); ok {
+// loginFailed notes that a token was refused with err, unless it may be good
+// and could only not be checked now.
+func (l *limiter) loginFailed(nc net.Conn, err error) {
+	var te *token.Error
+	if a, ok := addrOf(nc); ok && !(errors.As(err, &te) && te.Retryable()) {
 		l.logins.Failed(a)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"pairsync/internal/memnet"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
+	"pairsync/internal/token"
 )
 
 // from is a connection that comes from an address.
@@ -106,6 +107,16 @@ func TestFailedLoginsAreCounted(t *testing.T) {
 		bad.end()
 		if n := w.broker.limits.logins.Failures(here); n == 0 {
 			t.Error("a refused token is not counted")
+		}
+		// A token that nobody can check now says nothing about who shows it.
+		before := w.broker.limits.logins.Failures(here)
+		later := &token.Error{Code: token.CodeRateLimited}
+		w.broker.limits.loginFailed(from{addr: here.String()}, later)
+		if n := w.broker.limits.logins.Failures(here); n != before {
+			t.Errorf("%d failures after a token that could not be checked, want %d", n, before)
+		}
+		if code := tokenCode(later).Code; code != 0x88 {
+			t.Errorf("such a token gets 0x%02X, want 0x88 Server unavailable", code)
 		}
 	})
 }
