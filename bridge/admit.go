@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"strings"
 	"time"
 
@@ -14,9 +13,10 @@ import (
 
 // admission is what a handshake that was accepted said.
 type admission struct {
-	who    token.Principal
-	device string
-	binary bool
+	who       token.Principal
+	returning bool // the token has expired and was accepted all the same
+	device    string
+	binary    bool
 }
 
 // key names the session that the socket belongs to.
@@ -44,7 +44,13 @@ func (b *Bridge) admit(sock *socketio.Socket) error {
 	}
 	ctx, cancel := context.WithTimeout(base, verifyTimeout)
 	defer cancel()
-	a, err := b.check(ctx, sock.Handshake())
+	client := b.client(sock.Handshake())
+	var a admission
+	err := client.allowed()
+	if err == nil {
+		a, err = b.check(ctx, sock.Handshake())
+		client.refused(err)
+	}
 	if err == nil && b.full(a.who.User) {
 		err = &token.Error{Code: token.CodeRateLimited, Reason: "too many connections of this user; close some"}
 	}
@@ -53,10 +59,7 @@ func (b *Bridge) admit(sock *socketio.Socket) error {
 		b.log.Info("socket refused", "remote", sock.Handshake().RemoteAddr, "err", err)
 		return connectError(err)
 	}
-	// The name is for people to read: without it the phone still works.
-	if err := b.deps.Registry.SeeUser(ctx, a.who.User, a.who.Name, a.who.Email); err != nil {
-		b.log.Warn("name of user not kept", "user", a.who.User, "err", err)
-	}
+	b.remember(ctx, a.who, a.returning)
 	sock.Set(admissionKey, a)
 	return nil
 }
@@ -78,20 +81,18 @@ func (b *Bridge) check(ctx context.Context, h socketio.Handshake) (admission, er
 	if auth.Token == "" {
 		auth.Token = bearer(h.Header.Get("Authorization"))
 	}
-	who, err := b.deps.Verifier.Verify(ctx, auth.Token)
+	who, returning, err := b.verify(ctx, auth.Token)
 	if err != nil {
 		return admission{}, err
 	}
 	switch {
-	case who.Role != token.RoleApp:
-		return admission{}, invalid("a token of role " + string(who.Role) + " cannot be used by an app")
 	case auth.UserID != "" && auth.UserID != who.User:
 		return admission{}, invalid("userId is not the user of the token")
 	case auth.DeviceID == "":
 	case len(auth.DeviceID) > maxDeviceBytes || moment.CheckID("device", auth.DeviceID) != nil:
 		return admission{}, invalid("deviceId is not a legal id (1–124 characters of A–Z a–z 0–9 _ - . : @)")
 	}
-	return admission{who: who, device: auth.DeviceID, binary: auth.Binary}, nil
+	return admission{who: who, returning: returning, device: auth.DeviceID, binary: auth.Binary}, nil
 }
 
 func invalid(reason string) *token.Error {
@@ -107,12 +108,10 @@ func bearer(header string) string {
 	return strings.TrimSpace(header[len(scheme):])
 }
 
-// connectError is a refusal as the phone gets it. serverTime (ms) lets an app
-// with a wrong clock find out why its token counts as expired.
+// connectError is a refusal as the phone gets it.
 func connectError(err error) *socketio.ConnectError {
-	e := &token.Error{Code: token.CodeInvalid, Reason: "the token could not be checked"}
-	errors.As(err, &e)
-	return &socketio.ConnectError{Message: e.Reason, Data: map[string]any{
-		"code": e.Code, "retryable": e.Retryable(), "serverTime": time.Now().UnixMilli(),
-	}}
+	data := refusedToken(err)
+	message, _ := data["error"].(string)
+	delete(data, "error")
+	return &socketio.ConnectError{Message: message, Data: data}
 }

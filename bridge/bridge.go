@@ -24,11 +24,13 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
 	"pairsync/bridge/socketio"
 	"pairsync/internal/kv"
+	"pairsync/internal/loginlimit"
 	"pairsync/internal/mqttlink"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
@@ -40,7 +42,10 @@ type Deps struct {
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Token returns a token of role bridge for a link that acts for user. It is
 	// asked at every connect.
-	Token    func(ctx context.Context, user string) (string, error)
+	Token func(ctx context.Context, user string) (string, error)
+	// Sign makes the tokens that apps get in exchange for an external one; it
+	// is token.Signer.Sign.
+	Sign     func(p token.Principal, ttl time.Duration) (raw string, signed token.Principal, err error)
 	Verifier *token.Verifier
 	Registry *registry.Registry
 	KV       kv.Store // acknowledged photos and dead letters, under "bridge/"
@@ -59,8 +64,11 @@ type Bridge struct {
 	deps    Deps
 	log     *slog.Logger
 	metrics *counters
-	parser  photoParser
-	io      *socketio.Server
+	logins  *loginlimit.Limiter
+	// proxyWarning is for a proxy that is not configured.
+	proxyWarning sync.Once
+	parser       photoParser
+	io           *socketio.Server
 
 	photoMemory *semaphore.Weighted // bytes of photos between phones and broker
 	newLink     func(cfg mqttlink.Config, receive func(inbound), log *slog.Logger) (link, error)
@@ -88,11 +96,12 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
 	}
-	if deps.Dial == nil || deps.Token == nil || deps.Verifier == nil || deps.Registry == nil || deps.KV == nil || deps.Log == nil {
+	if deps.Dial == nil || deps.Token == nil || deps.Sign == nil || deps.Verifier == nil || deps.Registry == nil || deps.KV == nil || deps.Log == nil {
 		return nil, errors.New("bridge: every dependency is required")
 	}
 	b := &Bridge{
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newCounters(), parser: newPhotoParser(),
+		logins:      loginlimit.New(cfg.AddressConnects, cfg.LoginFailures),
 		photoMemory: semaphore.NewWeighted(int64(cfg.PhotoMemory)),
 		newLink:     newBrokerLink,
 		users:       map[userKey]*user{},
@@ -118,11 +127,13 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 	return b, nil
 }
 
-// Handler serves /socket.io/ and /health.
+// Handler serves /socket.io/, /health and /auth/.
 func (b *Bridge) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(socketio.DefaultPath, b.io)
 	mux.HandleFunc("GET /health", health)
+	mux.HandleFunc("POST /auth/exchange", b.exchange)
+	mux.HandleFunc("POST /auth/google", b.exchange)
 	return mux
 }
 
@@ -214,9 +225,16 @@ func (b *Bridge) connected(sock *socketio.Socket) {
 			p.unknown(e)
 		}
 	})
+	p.u.mu.Lock()
+	p.arm()
+	p.u.unlock()
 	// It may have been revoked between the check and the list of phones.
 	if b.deps.Registry.Revoked(a.who) {
 		p.revoke()
+		return
+	}
+	if a.who.External && !a.returning && b.cfg.Auth.policy(&a.who) == ExpirySession {
+		p.offerToken()
 	}
 }
 
@@ -367,7 +385,7 @@ func (u *user) changed(c registry.Change) {
 		}
 	case registry.TokenRevoked, registry.UserRevoked:
 		for _, p := range u.phones {
-			if u.b.deps.Registry.Revoked(p.who) {
+			if u.b.deps.Registry.Revoked(*p.who.Load()) {
 				u.later(p.revoke)
 			}
 		}

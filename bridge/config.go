@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"pairsync/bridge/socketio"
@@ -31,6 +32,12 @@ const (
 	// DefaultDrainTimeout bounds how long a user's session outlives its last
 	// socket to finish receipts that are on the way, and the whole shutdown.
 	DefaultDrainTimeout = 5 * time.Second
+	// DefaultAddressConnects and DefaultLoginFailures are the broker's.
+	DefaultAddressConnects = 100
+	DefaultLoginFailures   = 10
+	// DefaultMaxSession is the life of an app token of ours: no connection
+	// outlives what it could have been given.
+	DefaultMaxSession = appTokenLife
 )
 
 // Config is the bridge's configuration.
@@ -45,6 +52,16 @@ type Config struct {
 	SendTimeout       time.Duration `yaml:"send_timeout"`
 	SessionExpiry     time.Duration `yaml:"session_expiry"`
 	DrainTimeout      time.Duration `yaml:"drain_timeout"`
+
+	// AddressConnects and LoginFailures bound what one address may try: tokens
+	// shown per second, and failures before it has to wait.
+	AddressConnects float64 `yaml:"address_connects"`
+	LoginFailures   int     `yaml:"login_failures"`
+
+	// Auth and TrustedProxies, whose X-Forwarded-For counts, are set by the
+	// daemon from auth and http.trusted_proxies.
+	Auth           AuthConfig     `yaml:"-"`
+	TrustedProxies []netip.Prefix `yaml:"-"`
 
 	// SocketIO is the transport below. A MaxPayload of 0 is derived from
 	// PhotoBytes.
@@ -61,6 +78,9 @@ func Default() Config {
 		SendTimeout:       DefaultSendTimeout,
 		SessionExpiry:     DefaultSessionExpiry,
 		DrainTimeout:      DefaultDrainTimeout,
+		AddressConnects:   DefaultAddressConnects,
+		LoginFailures:     DefaultLoginFailures,
+		Auth:              AuthConfig{Expiry: ExpirySession, MaxSession: DefaultMaxSession},
 	}
 }
 
@@ -82,6 +102,8 @@ func (c Config) Validate() error {
 	check(c.SendTimeout > 0, "send_timeout: %v is not a time to wait", c.SendTimeout)
 	check(c.SessionExpiry >= time.Second, "session_expiry: %v would lose what arrives while the phone is away", c.SessionExpiry)
 	check(c.DrainTimeout > 0, "drain_timeout: %v is not a time to wait", c.DrainTimeout)
+	check(c.AddressConnects >= 1, "address_connects: %v, at least 1 is needed", c.AddressConnects)
+	check(c.LoginFailures >= 1, "login_failures: %d, at least 1 is needed", c.LoginFailures)
 	return errors.Join(errs...)
 }
 

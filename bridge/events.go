@@ -28,6 +28,7 @@ func eventTable() map[string]func(*phone, *socketio.Event) {
 		"send_note":           (*phone).sendNote,
 		"photo_reaction":      (*phone).react,
 		"delete_photo":        (*phone).deletePhoto,
+		"auth:refresh":        (*phone).refreshToken,
 	}
 }
 

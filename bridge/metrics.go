@@ -11,6 +11,8 @@ type counters struct {
 	set *metrics.Set
 
 	admitted, refused                      prometheus.Counter
+	limited, returned, refreshed, expired  prometheus.Counter
+	exchanged                              prometheus.Counter
 	sent, sendDuplicate, sendRefused       prometheus.Counter
 	emitted, emittedAgain, acked, repeated prometheus.Counter
 	dead, foreign, malformed               prometheus.Counter
@@ -23,6 +25,11 @@ func newCounters() *counters {
 		set:           s,
 		admitted:      s.Counter("sockets_admitted_total", "Sockets whose token was accepted."),
 		refused:       s.Counter("sockets_refused_total", "Sockets that got a connect error."),
+		limited:       s.Counter("logins_limited_total", "Tokens that were not looked at because of too many failures or attempts of one address."),
+		returned:      s.Counter("sockets_returned_total", "Sockets let in with an expired token within the reconnect window."),
+		refreshed:     s.Counter("tokens_refreshed_total", "Tokens of live sockets replaced by a newer one."),
+		expired:       s.Counter("sockets_expired_total", "Sockets ended with their token or at the longest session."),
+		exchanged:     s.Counter("tokens_exchanged_total", "External tokens exchanged for one of ours over HTTP."),
 		sent:          s.Counter("moments_sent_total", "Moments of phones that the broker has stored."),
 		sendDuplicate: s.Counter("moments_duplicate_total", "Moments of phones that the broker had stored before."),
 		sendRefused:   s.Counter("sends_refused_total", "Sends of phones that were answered with an error."),

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -17,13 +18,18 @@ import (
 type phone struct {
 	u      *user
 	sock   *socketio.Socket
-	who    token.Principal
-	binary bool // auth.binary: photos travel as attachments
+	who    atomic.Pointer[token.Principal] // changes with auth:refresh
+	binary bool                            // auth.binary: photos travel as attachments
 
 	joined bool // guarded by u.mu
 	gone   bool // guarded by u.mu
 	takes  bool // guarded by u.mu: it has acknowledged a photo
 	lags   bool // guarded by u.mu: catchUp is due
+
+	// What follows is guarded by u.mu as well: when the app is to be asked for
+	// a new token and when the connection ends, zero for never, and the timers.
+	asks, ends         time.Time
+	askTimer, endTimer *time.Timer
 
 	// unproven is the photo that was emitted last and is not proven by a pong
 	// yet, nil otherwise; guarded by u.mu.
@@ -34,10 +40,12 @@ type phone struct {
 }
 
 func newPhone(u *user, sock *socketio.Socket, a admission) *phone {
-	return &phone{
-		u: u, sock: sock, who: a.who, binary: a.binary,
+	p := &phone{
+		u: u, sock: sock, binary: a.binary,
 		sends: sendQueue{memory: semaphore.NewWeighted(int64(u.b.cfg.SocketPhotoMemory))},
 	}
+	p.who.Store(&a.who)
+	return p
 }
 
 func (p *phone) id() string { return p.sock.ID() }
@@ -47,7 +55,8 @@ func (p *phone) log() *slog.Logger { return p.u.log.With("socket", p.id()) }
 // entitled reports whether the phone's token reaches pair. A pair claim that
 // names another one (which has ended since) reaches none, as at the broker.
 func (p *phone) entitled(pair string) bool {
-	return pair == "" || p.who.Pair == "" || p.who.Pair == pair
+	who := p.who.Load()
+	return pair == "" || who.Pair == "" || who.Pair == pair
 }
 
 // emit sends an event and reports whether it will arrive unless the socket

@@ -205,6 +205,7 @@ func (u *user) catchUp(p *phone) {
 func (u *user) leave(p *phone) {
 	u.phones = slices.DeleteFunc(u.phones, func(other *phone) bool { return other == p })
 	p.gone, p.joined = true, false
+	p.disarm()
 	if u.session != nil {
 		u.session.left()
 	}

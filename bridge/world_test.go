@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -32,10 +33,13 @@ type world struct {
 	reg    *registry.Registry
 	store  *kvtest.Memory
 	signer *token.Signer
+	clerk  *token.Signer // of the external issuer "clerk"
+	cfg    Config
 	deps   Deps
 	pair   registry.Pair
 	stop   func()
 	listen *memnet.Listener
+	from   string        // the address of the phones that connect from now on; empty: none
 	line   chan struct{} // of the phones that connect from now on; see slowConn
 }
 
@@ -63,16 +67,20 @@ func inWorld(t *testing.T, fn func(w *world)) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	clerk, err := token.OpenKeys(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, keys)
+		w := newWorld(t, keys, clerk)
 		defer w.end()
 		fn(w)
 	})
 }
 
-func newWorld(t *testing.T, keys *token.Keys) *world {
+func newWorld(t *testing.T, keys, clerk *token.Keys) *world {
 	t.Helper()
-	w := &world{t: t, broker: newFakeBroker(), store: &kvtest.Memory{}}
+	w := &world{t: t, broker: newFakeBroker(), store: &kvtest.Memory{}, cfg: Default()}
 	var err error
 	if w.reg, err = registry.Open(t.Context(), w.store); err != nil {
 		t.Fatal(err)
@@ -80,14 +88,17 @@ func newWorld(t *testing.T, keys *token.Keys) *world {
 	if w.pair, err = w.reg.CreatePair(t.Context(), "ana", "ben"); err != nil {
 		t.Fatal(err)
 	}
-	verifier, err := token.NewVerifier(w.reg.Revoked, keys.Issuer("pairsync", "pairsync"))
+	external := clerk.Issuer("clerk", "app")
+	external.External = true
+	verifier, err := token.NewVerifier(func(p token.Principal) bool { return w.reg.Revoked(p) }, keys.Issuer("pairsync", "pairsync"), external)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.signer = token.NewSigner(keys, "pairsync", "pairsync")
+	w.signer, w.clerk = token.NewSigner(keys, "pairsync", "pairsync"), token.NewSigner(clerk, "clerk", "app")
 	w.deps = Deps{
 		Dial:     func(context.Context) (net.Conn, error) { return nil, memnet.ErrRefused },
 		Token:    func(context.Context, string) (string, error) { return "", nil },
+		Sign:     w.signer.Sign,
 		Verifier: verifier, Registry: w.reg, KV: w.store,
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -98,7 +109,7 @@ func newWorld(t *testing.T, keys *token.Keys) *world {
 // begin starts the bridge (again) on what is kept.
 func (w *world) begin() {
 	w.t.Helper()
-	b, err := New(Default(), w.deps)
+	b, err := New(w.cfg, w.deps)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -107,7 +118,7 @@ func (w *world) begin() {
 	server := &http.Server{Handler: b.Handler()}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { server.Serve(w.listen) })
+	wg.Go(func() { server.Serve(located{w.listen, w}) })
 	wg.Go(func() {
 		if err := b.Run(ctx); err != nil {
 			w.t.Errorf("Run: %v", err)
@@ -123,6 +134,29 @@ func (w *world) begin() {
 }
 
 func (w *world) end() { w.stop() }
+
+// located gives the phones' connections the address that the world says.
+type located struct {
+	net.Listener
+	w *world
+}
+
+// Accept waits for a phone.
+func (l located) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil || l.w.from == "" {
+		return c, err
+	}
+	return locatedConn{c, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(l.w.from))}, nil
+}
+
+type locatedConn struct {
+	net.Conn
+	addr net.Addr
+}
+
+// RemoteAddr returns the address given.
+func (c locatedConn) RemoteAddr() net.Addr { return c.addr }
 
 func (w *world) token(p token.Principal, ttl time.Duration) string {
 	w.t.Helper()
@@ -155,7 +189,7 @@ type told struct {
 var toldEvents = []string{
 	"room_joined", "receive_photo", "photo_deleted", "photo_delivered", "moment_received_ack", "partner_presence",
 	"partner_heartbeat", "receive_note", "photo_reaction", "photo_sent", "send_photo_error", "note_sent",
-	"send_note_error", "auth:revoked", "pairing_success", "partner_disconnected",
+	"send_note_error", "auth:revoked", "pairing_success", "partner_disconnected", "auth:token", "auth:expiring",
 }
 
 // connect lets a phone of user in, without joining.
@@ -314,4 +348,12 @@ func (w *world) refusal(auth map[string]any) *socketio.ConnectError {
 		w.t.Fatalf("auth %v: %v, want a connect_error", auth, err)
 	}
 	return refused
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
 }

@@ -48,7 +48,7 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	}
 	who, err := b.deps.Verifier.Verify(c.ctx, raw)
 	if err != nil {
-		b.limits.loginFailed(nc.Conn)
+		b.limits.loginFailed(nc.Conn, err)
 		return b.refuseConnect(cl, tokenCode(err))
 	}
 	if who, err = actFor(who, string(pk.Connect.Username)); err != nil {
@@ -131,8 +131,11 @@ func tokenCode(err error) packets.Code {
 		return packets.Code{Code: packets.ErrServerUnavailable.Code, Reason: "the token cannot be checked now"}
 	}
 	code := packets.ErrBadUsernameOrPassword.Code
-	if te.Code == token.CodeRevoked {
+	switch {
+	case te.Code == token.CodeRevoked:
 		code = packets.ErrNotAuthorized.Code
+	case te.Retryable(): // the issuer's keys cannot be had: nothing is wrong with the token
+		code = packets.ErrServerUnavailable.Code
 	}
 	return packets.Code{Code: code, Reason: te.Error()}
 }

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"pairsync/internal/loginlimit"
+	"pairsync/internal/token"
 )
 
 // LimitsConfig bounds what clients may ask of the broker. Links inside the
@@ -29,21 +32,9 @@ type LimitsConfig struct {
 // its queue when it comes back.
 const burst = 30
 
-// Waits after failed logins: the first, doubling up to the last; an address is
-// forgiven after a time without a failure.
-const (
-	firstLoginWait = time.Second
-	lastLoginWait  = time.Minute
-	loginForgiven  = 10 * time.Minute
-)
-
 // maxPublishWait is how long a publisher over its rate is slowed down; one that
 // would have to wait longer is disconnected.
 const maxPublishWait = 2 * time.Second
-
-// maxAddresses bounds the memory of addresses; the least recently seen idle
-// ones are dropped first.
-const maxAddresses = 65536
 
 func defaultLimits() LimitsConfig {
 	return LimitsConfig{
@@ -72,22 +63,13 @@ func (c LimitsConfig) validate(photoBytes int) error {
 
 // limiter counts connections and rates. It is safe for concurrent use.
 type limiter struct {
-	cfg LimitsConfig
+	cfg    LimitsConfig
+	logins *loginlimit.Limiter
 
-	mu        sync.Mutex // guards the fields below
-	open      int
-	addresses map[netip.Addr]*address
-	users     map[string]*publisher
-}
-
-// address is what is known of one remote address.
-type address struct {
-	open     int
-	connects *rate.Limiter
-	failures int
-	wait     time.Time // no login before
-	failed   time.Time // the last failure
-	seen     time.Time
+	mu    sync.Mutex // guards the fields below
+	open  int
+	from  map[netip.Addr]int // connections open, by address
+	users map[string]*publisher
 }
 
 // publisher is one user's rates, while connected.
@@ -98,23 +80,20 @@ type publisher struct {
 }
 
 func newLimiter(cfg LimitsConfig) *limiter {
-	return &limiter{cfg: cfg, addresses: map[netip.Addr]*address{}, users: map[string]*publisher{}}
+	return &limiter{
+		cfg: cfg, logins: loginlimit.New(cfg.AddressConnects, cfg.LoginFailures),
+		from: map[netip.Addr]int{}, users: map[string]*publisher{},
+	}
 }
 
 // addrOf returns the address that nc is counted under; false for links inside
-// the process. An IPv6 host is its /64: it has as many addresses as it likes.
+// the process.
 func addrOf(nc net.Conn) (netip.Addr, bool) {
 	tcp, ok := nc.RemoteAddr().(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}, false
 	}
-	a := tcp.AddrPort().Addr().Unmap().WithZone("")
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			a = p.Addr()
-		}
-	}
-	return a, true
+	return loginlimit.Normal(tcp.AddrPort().Addr()), true
 }
 
 // accept counts a new connection; false when there are so many that it is not
@@ -128,12 +107,11 @@ func (l *limiter) accept(nc net.Conn) bool {
 	}
 	// Some headroom above the limits, so that a client over them can be told
 	// why; beyond it memory counts more than courtesy.
-	e := l.address(a)
-	if l.open >= l.cfg.Connections+l.cfg.Connections/10+16 || e.open >= 2*l.cfg.AddressConnections {
+	if l.open >= l.cfg.Connections+l.cfg.Connections/10+16 || l.from[a] >= 2*l.cfg.AddressConnections {
 		return false
 	}
 	l.open++
-	e.open++
+	l.from[a]++
 	return true
 }
 
@@ -146,39 +124,8 @@ func (l *limiter) release(nc net.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
-	l.address(a).open--
-}
-
-// address returns the record of a, made where needed; mu is held.
-func (l *limiter) address(a netip.Addr) *address {
-	now := time.Now()
-	e := l.addresses[a]
-	if e == nil {
-		if len(l.addresses) >= maxAddresses {
-			l.forget(now)
-		}
-		e = &address{connects: rate.NewLimiter(rate.Limit(l.cfg.AddressConnects), int(l.cfg.AddressConnects*burst))}
-		l.addresses[a] = e
-	}
-	e.seen = now
-	return e
-}
-
-// forget drops the records that say nothing any more; mu is held. Where an
-// attack has filled the table with others, idle ones go too.
-func (l *limiter) forget(now time.Time) {
-	for a, e := range l.addresses {
-		if e.open == 0 && now.Sub(e.failed) > loginForgiven {
-			delete(l.addresses, a)
-		}
-	}
-	for a, e := range l.addresses {
-		if len(l.addresses) < maxAddresses*3/4 {
-			return
-		}
-		if e.open == 0 {
-			delete(l.addresses, a)
-		}
+	if l.from[a]--; l.from[a] <= 0 {
+		delete(l.from, a)
 	}
 }
 
@@ -189,42 +136,26 @@ func (l *limiter) connect(nc net.Conn) (packets.Code, bool) {
 		return packets.Code{}, true
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.address(a)
-	now := time.Now()
+	open, from := l.open, l.from[a]
+	l.mu.Unlock()
 	switch {
-	case l.open > l.cfg.Connections:
+	case open > l.cfg.Connections:
 		return packets.Code{Code: packets.ErrServerBusy.Code, Reason: "too many connections, try again later"}, false
-	case e.open > l.cfg.AddressConnections:
+	case from > l.cfg.AddressConnections:
 		return packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "too many connections from this address"}, false
-	case now.Before(e.wait):
-		return packets.Code{
-			Code:   packets.ErrConnectionRateExceeded.Code,
-			Reason: fmt.Sprintf("too many failed logins from this address, wait %v", e.wait.Sub(now).Round(time.Second)),
-		}, false
-	case !e.connects.Allow():
-		return packets.Code{Code: packets.ErrConnectionRateExceeded.Code, Reason: "too many connects from this address"}, false
+	}
+	if no := l.logins.Allow(a); no != nil {
+		return packets.Code{Code: packets.ErrConnectionRateExceeded.Code, Reason: no.Error()}, false
 	}
 	return packets.Code{}, true
 }
 
-// loginFailed notes that a token was refused.
-func (l *limiter) loginFailed(nc net.Conn) {
-	a, ok := addrOf(nc)
-	if !ok {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.address(a)
-	now := time.Now()
-	if now.Sub(e.failed) > loginForgiven {
-		e.failures = 0
-	}
-	e.failures++
-	e.failed = now
-	if over := e.failures - l.cfg.LoginFailures; over >= 0 {
-		e.wait = now.Add(min(firstLoginWait<<min(over, 10), lastLoginWait))
+// loginFailed notes that a token was refused with err, unless it may be good
+// and could only not be checked now.
+func (l *limiter) loginFailed(nc net.Conn, err error) {
+	var te *token.Error
+	if a, ok := addrOf(nc); ok && !(errors.As(err, &te) && te.Retryable()) {
+		l.logins.Failed(a)
 	}
 }
 

@@ -46,7 +46,7 @@ func (b *Broker) reauthenticate(c *client, pk packets.Packet) error {
 		err = errors.New("the new token is for another user, device or role")
 	}
 	if err != nil {
-		b.limits.loginFailed(c.nc.Conn)
+		b.limits.loginFailed(c.nc.Conn, err)
 		b.log.Info("re-authentication refused", "client", c.cl.ID, "reason", err)
 		return packets.ErrNotAuthorized
 	}

@@ -90,8 +90,8 @@ func serverKey(t *testing.T, s *server) (id string, private ed25519.PrivateKey) 
 
 // TestBadTokens tries every kind of bad token at every door.
 func TestBadTokens(t *testing.T) {
-	// By default the server makes an address wait after ten of them.
-	s := newServer(t, "PAIRSYNC_BROKER_LIMITS_LOGIN_FAILURES=1000")
+	// By default both doors make an address wait after ten of them.
+	s := newServer(t, "PAIRSYNC_BROKER_LIMITS_LOGIN_FAILURES=1000", "PAIRSYNC_BRIDGE_LOGIN_FAILURES=1000")
 	phones, js := newNode(t, "phone.mjs"), newNode(t, "mqttjs.mjs")
 	c := s.pair(t)
 	watch := newWatcher(t, s, c)

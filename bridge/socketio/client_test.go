@@ -54,6 +54,7 @@ func TestClientLearnsOfTheEnd(t *testing.T) {
 	}{
 		"server leaves the namespace": {func(_ *world, s *socketio.Socket) { s.Disconnect(false) }, "server namespace disconnect"},
 		"server closes":               {func(_ *world, s *socketio.Socket) { s.Disconnect(true) }, "server namespace disconnect"},
+		"server drops":                {func(_ *world, s *socketio.Socket) { s.Drop() }, "websocket: close 1000 (normal)"},
 		"server shuts down":           {func(w *world, _ *socketio.Socket) { _ = w.server.Close(w.t.Context()) }, "websocket: close 1001 (going away)"},
 	} {
 		t.Run(name, func(t *testing.T) {

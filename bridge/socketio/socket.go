@@ -306,6 +306,11 @@ func (s *Socket) Disconnect(closeTransport bool) {
 	}
 }
 
+// Drop ends the connection once what was emitted is sent. Unlike Disconnect it
+// does not tell the client to stay away: socket.io clients come back by
+// themselves, through the middleware again.
+func (s *Socket) Drop() { s.conn.session.Close() }
+
 // finish makes the socket leave, once.
 func (s *Socket) finish(reason string) {
 	s.mu.Lock()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -166,7 +167,8 @@ func (d *deviceRevoke) Run(ctx context.Context, c *common, std cli.IO) error {
 }
 
 type tokenCmd struct {
-	Issue tokenIssue `cmd:"" help:"Sign a token; prints it alone."`
+	Issue  tokenIssue  `cmd:"" help:"Sign a token; prints it alone."`
+	Revoke tokenRevoke `cmd:"" help:"End a token, or all of a user, and the connections that came with it."`
 }
 
 type tokenIssue struct {
@@ -185,6 +187,23 @@ func (t *tokenIssue) Run(ctx context.Context, c *common, std cli.IO) error {
 		_, err := fmt.Fprintln(std.Out, t.Token)
 		return err
 	})
+}
+
+type tokenRevoke struct {
+	JTI  string `arg:"" optional:"" name:"id" help:"The token's id (jti, see token issue --json), or the session (sid) of an external issuer: it ends with all tokens given for it."`
+	User string `placeholder:"U" help:"Instead: every token that this user has got so far, devices' too."`
+}
+
+// Run revokes the tokens.
+func (t *tokenRevoke) Run(ctx context.Context, c *common, std cli.IO) error {
+	if (t.JTI == "") == (t.User == "") {
+		return cli.UsageError(errors.New("name either a token's id or --user"))
+	}
+	client, err := c.dial(std)
+	if err != nil {
+		return err
+	}
+	return client.Revoke(ctx, admin.Revocation{JTI: t.JTI, User: t.User})
 }
 
 type sessionCmd struct {

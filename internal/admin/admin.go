@@ -13,6 +13,7 @@
 //	GET    /devices                                  [Device]
 //	DELETE /devices/{id}                             Device
 //	POST   /tokens       {"user","device","role","ttl"}  Token
+//	POST   /revocations  {"jti"} or {"user"}         {}
 //	GET    /sessions                                 [Session]
 //	POST   /kick         {"id"}                      {}
 //	GET    /status                                   Status
@@ -65,6 +66,7 @@ type Device struct {
 // Token is a signed token.
 type Token struct {
 	Token   string     `json:"token"`
+	JTI     string     `json:"jti"`     // its id, to revoke it by
 	Expires *time.Time `json:"expires"` // null: lives until revoked
 }
 
@@ -80,6 +82,13 @@ type TokenRequest struct {
 	Device string   `json:"device,omitempty"`
 	Role   string   `json:"role,omitempty"` // empty: device where Device is set, else app
 	TTL    Duration `json:"ttl,omitempty"`  // zero: until revoked, for device tokens only
+}
+
+// Revocation says which tokens count no more: one (or those of one session of
+// an external issuer), or all that a user has. Exactly one field is set.
+type Revocation struct {
+	JTI  string `json:"jti,omitempty"` // jti or sid
+	User string `json:"user,omitempty"`
 }
 
 // DeviceRequest says which device to add.

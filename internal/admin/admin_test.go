@@ -261,3 +261,29 @@ func TestSocket(t *testing.T) {
 	_, err = c.Pairs(t.Context())
 	wantError(t, err, CodeUnreachable, "no pairsync server runs")
 }
+
+func TestRevoke(t *testing.T) {
+	var reg *registry.Registry
+	_, c := newServer(t, func(d *Deps) { reg = d.Registry })
+	before := token.Principal{User: "anna", ID: "j1", IssuedAt: time.Now().Add(-time.Minute)}
+	if err := c.Revoke(t.Context(), Revocation{JTI: "j1"}); err != nil {
+		t.Fatal(err)
+	}
+	other := token.Principal{User: "anna", ID: "j2", IssuedAt: before.IssuedAt}
+	if !reg.Revoked(before) || reg.Revoked(other) {
+		t.Errorf("by id: revoked %t, another token %t; want the one alone", reg.Revoked(before), reg.Revoked(other))
+	}
+	if err := c.Revoke(t.Context(), Revocation{User: "anna"}); err != nil {
+		t.Fatal(err)
+	}
+	later := token.Principal{User: "anna", ID: "j3", IssuedAt: time.Now().Add(time.Minute)}
+	if !reg.Revoked(other) || reg.Revoked(later) {
+		t.Errorf("by user: revoked %t, a later token %t; want the earlier alone", reg.Revoked(other), reg.Revoked(later))
+	}
+	for _, bad := range []Revocation{{}, {JTI: "x", User: "anna"}, {User: "a/b"}} {
+		var e *Error
+		if err := c.Revoke(t.Context(), bad); !errors.As(err, &e) || e.Code != CodeUsage {
+			t.Errorf("%+v: %v, want a usage error", bad, err)
+		}
+	}
+}

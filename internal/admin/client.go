@@ -79,6 +79,12 @@ func (c *Client) IssueToken(ctx context.Context, r TokenRequest) (t Token, err e
 	return t, err
 }
 
+// Revoke ends a token, or all that a user has up to now, and the connections
+// that came with them. Whether there is such a token nobody knows.
+func (c *Client) Revoke(ctx context.Context, r Revocation) error {
+	return c.call(ctx, http.MethodPost, "/revocations", r, nil)
+}
+
 // Sessions lists the MQTT sessions by id, never nil.
 func (c *Client) Sessions(ctx context.Context) (list []Session, err error) {
 	err = c.call(ctx, http.MethodGet, "/sessions", nil, &list)

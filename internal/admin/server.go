@@ -51,6 +51,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /devices", answer(s, s.listDevices))
 	mux.HandleFunc("DELETE /devices/{id}", answer(s, s.revokeDevice))
 	mux.HandleFunc("POST /tokens", answer(s, s.issueToken))
+	mux.HandleFunc("POST /revocations", answer(s, s.revokeToken))
 	mux.HandleFunc("GET /sessions", answer(s, func(r *http.Request) ([]Session, error) { return s.deps.Sessions(r.Context()) }))
 	mux.HandleFunc("POST /kick", answer(s, s.kick))
 	mux.HandleFunc("GET /status", answer(s, func(r *http.Request) (Status, error) { return s.deps.Status(r.Context()) }))
@@ -215,6 +216,25 @@ func (s *Server) issueToken(r *http.Request) (Token, error) {
 	return s.sign(token.Principal{User: req.User, Device: req.Device, Role: role}, req.TTL)
 }
 
+// revokeToken ends tokens and the connections that came with them. Nobody knows
+// how long the token with an id lives, so it is kept for good.
+func (s *Server) revokeToken(r *http.Request) (struct{}, error) {
+	var req Revocation
+	if err := decode(r, &req); err != nil {
+		return struct{}{}, err
+	}
+	if (req.JTI == "") == (req.User == "") {
+		return struct{}{}, usage("name either a token's id or a user")
+	}
+	if req.User != "" {
+		if err := checkID("user", req.User); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, s.deps.Registry.RevokeUser(r.Context(), req.User, time.Now())
+	}
+	return struct{}{}, s.deps.Registry.RevokeToken(r.Context(), req.JTI, time.Time{})
+}
+
 // checkDevice refuses tokens that no door would accept.
 func (s *Server) checkDevice(req TokenRequest, role token.Role) error {
 	if req.Device == "" {
@@ -248,7 +268,7 @@ func (s *Server) sign(p token.Principal, ttl Duration) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	t := Token{Token: raw}
+	t := Token{Token: raw, JTI: signed.ID}
 	if !signed.Expires.IsZero() {
 		t.Expires = &signed.Expires
 	}

@@ -68,6 +68,29 @@ func (y *yamlFile) fail(n ast.Node, key string, err error) {
 	y.l.fail(fmt.Errorf("%s: %w", y.at(n), err))
 }
 
+// structs takes a list of mappings. An item starts from the zero value; its
+// problems are reported here, each with its line and key.
+func (y *yamlFile) structs(v reflect.Value, key string, n ast.Node) error {
+	seq, ok := n.(*ast.SequenceNode)
+	if !ok {
+		return errors.New("must be a list")
+	}
+	out := reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values))
+	for i, item := range seq.Values {
+		path := fmt.Sprintf("%s[%d]", key, i)
+		sub := newLoaderAt(path, out.Index(i))
+		(&yamlFile{l: sub, name: y.name}).group(path, item)
+		y.l.errs = append(y.l.errs, sub.errs...)
+	}
+	v.Set(out)
+	return nil
+}
+
+// isStructs reports whether v is a list of structs that have keys.
+func isStructs(v reflect.Value) bool {
+	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct && !isText(reflect.New(v.Type().Elem()).Elem())
+}
+
 // group takes the keys of one mapping.
 func (y *yamlFile) group(path string, n ast.Node) {
 	entries, ok := y.mapping(path, n)
@@ -154,6 +177,9 @@ func (y *yamlFile) value(v reflect.Value, key string, n ast.Node) error {
 	if !isText(v) {
 		switch v.Kind() {
 		case reflect.Slice:
+			if isStructs(v) {
+				return y.structs(v, key, n)
+			}
 			return y.list(v, key, n)
 		case reflect.Map:
 			return y.table(v, key, n)

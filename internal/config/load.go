@@ -10,6 +10,9 @@
 //	cfg := daemon.Default()
 //	sources, err := config.Load(&cfg, config.Options{File: path, EnvPrefix: "PAIRSYNC_", Environ: os.Environ()})
 //
+// A setting may be a list of structs; its environment variable is then a list
+// in YAML or JSON.
+//
 // Keys are the yaml tags joined with dots (mqtt.listen); a field without a tag
 // or tagged "-" is not a setting. The environment variable of a key is the
 // prefix and the key in capitals, dots as underscores (PAIRSYNC_MQTT_LISTEN).
@@ -120,8 +123,13 @@ func newLoader(dst any) *loader {
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 		panic(fmt.Sprintf("config: %T is not a pointer to a struct", dst))
 	}
-	l := &loader{root: v.Elem(), byKey: map[string]*leaf{}, groups: map[string]bool{"": true}}
-	l.walk("", l.root)
+	return newLoaderAt("", v.Elem())
+}
+
+// newLoaderAt lists the settings of a struct that stands under path.
+func newLoaderAt(path string, root reflect.Value) *loader {
+	l := &loader{root: root, byKey: map[string]*leaf{}, groups: map[string]bool{path: true}}
+	l.walk(path, root)
 	names := map[string]string{}
 	for _, f := range l.leaves {
 		if other, taken := names[envName("", f.key)]; taken {

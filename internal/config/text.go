@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/goccy/go-yaml/parser"
 )
 
 // isText reports whether v reads and prints itself.
@@ -56,6 +58,9 @@ func setText(v reflect.Value, key, text string) error {
 		}
 		v.SetFloat(f)
 	case reflect.Slice:
+		if isStructs(v) {
+			return setStructs(v, key, text)
+		}
 		return setList(v, key, text)
 	case reflect.Map:
 		return setTable(v, key, text)
@@ -109,6 +114,24 @@ func setList(v reflect.Value, key, text string) error {
 	return nil
 }
 
+// setStructs takes a list of mappings, as YAML or JSON. Its text is quoted in no
+// error: there may be a secret in the wrong place.
+func setStructs(v reflect.Value, key, text string) error {
+	if strings.TrimSpace(text) == "" {
+		v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+		return nil
+	}
+	doc, err := parser.ParseBytes([]byte(text), 0, parser.AllowDuplicateMapKey())
+	if err != nil || len(doc.Docs) != 1 || doc.Docs[0].Body == nil {
+		return errors.New("must be a list of mappings, as YAML or JSON")
+	}
+	y := &yamlFile{l: &loader{}, name: "line"}
+	if err := y.structs(v, key, doc.Docs[0].Body); err != nil {
+		return err
+	}
+	return errors.Join(y.l.errs...)
+}
+
 func setTable(v reflect.Value, key, text string) error {
 	out := reflect.MakeMap(v.Type())
 	for _, item := range split(text) {
@@ -137,6 +160,9 @@ func text(v reflect.Value) string {
 	}
 	switch v.Kind() {
 	case reflect.Slice:
+		if isStructs(v) {
+			return structsText(v)
+		}
 		items := make([]string, v.Len())
 		for i := range items {
 			items[i] = text(v.Index(i))
@@ -153,6 +179,33 @@ func text(v reflect.Value) string {
 		return strings.Join(items, ",")
 	}
 	return fmt.Sprint(v.Interface())
+}
+
+// structsText prints a list of structs as JSON, which is YAML too.
+func structsText(v reflect.Value) string {
+	items := make([]string, v.Len())
+	for i := range items {
+		var fields []string
+		for _, f := range newLoaderAt("", v.Index(i)).leaves {
+			if f.value.IsZero() {
+				continue
+			}
+			value := strconv.Quote(text(f.value))
+			if f.value.Kind() == reflect.Slice && !isText(f.value) {
+				list := make([]string, f.value.Len())
+				for j := range list {
+					list[j] = strconv.Quote(text(f.value.Index(j)))
+				}
+				value = "[" + strings.Join(list, ",") + "]"
+			}
+			fields = append(fields, strconv.Quote(f.key)+":"+value)
+		}
+		items[i] = "{" + strings.Join(fields, ",") + "}"
+	}
+	if len(items) == 0 {
+		return ""
+	}
+	return "[" + strings.Join(items, ",") + "]"
 }
 
 // clip shortens outside text for an error message.

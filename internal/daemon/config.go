@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
+	"slices"
 
 	"pairsync/bridge"
 	"pairsync/broker"
@@ -39,6 +41,8 @@ type HTTPConfig struct {
 	Listen    string   `yaml:"listen"`
 	PublicURL string   `yaml:"public_url"` // what links to us begin with
 	Origins   []string `yaml:"origins"`    // browser origins that may connect beside our own; "*": any
+	// TrustedProxies are the reverse proxies whose X-Forwarded-For counts.
+	TrustedProxies []netip.Prefix `yaml:"trusted_proxies"`
 }
 
 // TLSConfig is the certificate of mqtts.
@@ -48,14 +52,6 @@ type TLSConfig struct {
 	// ClientCAFile, where set, lets in only clients that show a certificate
 	// signed by one of its certificates, beside their token.
 	ClientCAFile string `yaml:"client_ca_file"`
-}
-
-// AuthConfig says whose tokens are accepted.
-type AuthConfig struct {
-	Issuer   string `yaml:"issuer"`
-	Audience string `yaml:"audience"`
-	// HS256SecretFile holds a shared secret for development.
-	HS256SecretFile string `yaml:"hs256_secret_file"`
 }
 
 // LimitsConfig bounds what is stored.
@@ -77,9 +73,9 @@ func Default() Config {
 	c := Config{
 		MQTT:   ListenConfig{Listen: ":1883"},
 		MQTTS:  ListenConfig{Listen: ":8883"},
-		HTTP:   HTTPConfig{Listen: ":8080"},
+		HTTP:   HTTPConfig{Listen: ":8080", TrustedProxies: slices.Clone(defaultTrustedProxies)},
 		Ops:    ListenConfig{Listen: "127.0.0.1:9464"},
-		Auth:   AuthConfig{Issuer: "pairsync", Audience: "pairsync"},
+		Auth:   AuthConfig{Issuer: "pairsync", Audience: "pairsync", Expiry: bridge.ExpirySession, MaxSession: bridge.DefaultMaxSession},
 		Broker: broker.DefaultConfig(),
 		Bridge: bridge.Default(),
 		Log:    LogConfig{Level: "info"},
@@ -124,9 +120,6 @@ func (c Config) Validate() error {
 	if c.TLS.ClientCAFile != "" && c.TLS.CertFile == "" {
 		add("tls.client_ca_file", errors.New("needs tls.cert_file"))
 	}
-	if c.Auth.Issuer == "" || c.Auth.Audience == "" {
-		add("auth", errors.New("issuer and audience must be set"))
-	}
 	if c.Limits.PairMoments < 1 || c.Limits.PairBytes < c.Limits.PhotoBytes {
 		add("limits", errors.New("pair_moments must be at least 1 and pair_bytes at least photo_bytes"))
 	}
@@ -137,7 +130,7 @@ func (c Config) Validate() error {
 	default:
 		add("log.format", fmt.Errorf("%q is neither text nor json", c.Log.Format))
 	}
-	errs = append(errs, config.Prefix("broker", c.broker().Validate()), config.Prefix("bridge", c.bridge().Validate()))
+	errs = append(errs, config.Prefix("auth", c.Auth.validate()), config.Prefix("broker", c.broker().Validate()), config.Prefix("bridge", c.bridge().Validate()))
 	return errors.Join(errs...)
 }
 
@@ -153,5 +146,7 @@ func (c Config) bridge() bridge.Config {
 	b := c.Bridge
 	b.PhotoBytes = int(c.Limits.PhotoBytes)
 	b.SocketIO.Origins = c.HTTP.Origins
+	b.TrustedProxies = c.HTTP.TrustedProxies
+	b.Auth = c.Auth.bridge()
 	return b
 }

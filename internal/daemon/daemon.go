@@ -7,7 +7,6 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -59,6 +58,7 @@ type Daemon struct {
 	keys     *token.Keys
 	signer   *token.Signer
 	verifier *token.Verifier
+	external []issuerKeys
 	broker   *broker.Broker
 	bridge   *bridge.Bridge
 	metrics  *prometheus.Registry
@@ -105,7 +105,7 @@ func New(ctx context.Context, cfg Config, listeners Listeners, log *slog.Logger)
 		return d, err
 	}
 	d.bridge, err = bridge.New(d.cfg.bridge(), bridge.Deps{
-		Dial: d.dialBroker, Token: d.bridgeToken,
+		Dial: d.dialBroker, Token: d.bridgeToken, Sign: d.signer.Sign,
 		Verifier: d.verifier, Registry: d.registry, KV: d.db.KV(), Log: log.With("part", "bridge"),
 	})
 	if err != nil {
@@ -125,28 +125,6 @@ func (d *Daemon) openStore(ctx context.Context) (err error) {
 		return err
 	}
 	d.registry, err = registry.Open(ctx, d.db.KV())
-	return err
-}
-
-func (d *Daemon) openAuth() (err error) {
-	if d.keys, err = token.OpenKeys(filepath.Join(d.cfg.DataDir, "keys")); err != nil {
-		return err
-	}
-	issuers := []token.Issuer{d.keys.Issuer(d.cfg.Auth.Issuer, d.cfg.Auth.Audience)}
-	if path := d.cfg.Auth.HS256SecretFile; path != "" {
-		secret, err := os.ReadFile(path)
-		if err != nil {
-			return fmt.Errorf("auth.hs256_secret_file: %w", err)
-		}
-		shared, err := token.SharedSecret(d.cfg.Auth.Issuer, d.cfg.Auth.Audience, bytes.TrimRight(secret, "\r\n"))
-		if err != nil {
-			return fmt.Errorf("auth.hs256_secret_file: %w", err)
-		}
-		d.log.Warn("tokens of a shared secret are accepted: for development only", "issuer", shared.Name)
-		issuers = append(issuers, shared)
-	}
-	d.signer = token.NewSigner(d.keys, d.cfg.Auth.Issuer, d.cfg.Auth.Audience)
-	d.verifier, err = token.NewVerifier(d.registry.Revoked, issuers...)
 	return err
 }
 
@@ -194,6 +172,7 @@ func (d *Daemon) register() error {
 		d.metrics.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
 		d.broker.Register(d.metrics),
 		d.bridge.Register(d.metrics),
+		d.registerKeys(),
 	)
 }
 
@@ -221,6 +200,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			g.Go(func() error { return d.broker.Serve(gctx, l) })
 		}
 	}
+	d.runKeys(gctx, g)
 	g.Go(func() error { return d.bridge.Run(gctx) })
 	d.serveHTTP(gctx, g, d.l.HTTP, d.appHandler())
 	d.serveHTTP(gctx, g, d.l.Ops, d.opsHandler())

@@ -18,6 +18,8 @@ const (
 	keyDevice = keyRoot + "device/"
 	keyUser   = keyRoot + "user/"
 	keyToken  = keyRoot + "token/"
+
+	keySession = keyRoot + "session/"
 )
 
 // recordVersion is the "v" of every record written. Adding a field that an
@@ -58,6 +60,13 @@ type tokenRecord struct {
 	Until time.Time `json:"until,omitzero"`
 }
 
+type sessionRecord struct {
+	V     int       `json:"v"`
+	User  string    `json:"user"`
+	Seen  time.Time `json:"seen"`
+	Until time.Time `json:"until"` // when the record may be removed
+}
+
 // put returns the write of a record. The record types above hold nothing that
 // JSON cannot, so marshalling them does not fail.
 func put(key string, record any) (kv.Op, error) {
@@ -93,6 +102,8 @@ func (r *Registry) load(key string, value []byte) error {
 		err = r.loadUser(id, value)
 	} else if id, ok := strings.CutPrefix(key, keyToken); ok {
 		err = r.loadToken(id, value)
+	} else if id, ok := strings.CutPrefix(key, keySession); ok {
+		err = r.loadSession(id, value)
 	}
 	if err != nil {
 		return fmt.Errorf("record %q: %w", key, err)
@@ -153,6 +164,15 @@ func (r *Registry) loadToken(id string, value []byte) error {
 		return err
 	}
 	r.revoked[id] = t.Until
+	return nil
+}
+
+func (r *Registry) loadSession(id string, value []byte) error {
+	var s sessionRecord
+	if err := decode(value, &s); err != nil {
+		return err
+	}
+	r.sessions[id] = seenSession{s.Seen, s.Until}
 	return nil
 }
 

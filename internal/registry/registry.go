@@ -11,7 +11,8 @@
 //	registry/pair/{id}     a pair, also after its end: ids are never reused
 //	registry/device/{id}   a device, also a revoked one
 //	registry/user/{id}     last seen name and e-mail, "tokens before" bound
-//	registry/token/{jti}   a revoked token, until it has long expired
+//	registry/token/{jti}   a revoked token or session (sid), until it has long expired
+//	registry/session/{…}   when a session's token was last seen alive
 //
 // A value is a JSON object with a version "v". A version or a kind of record
 // that this program does not know is refused at Open, so that an older
@@ -65,6 +66,7 @@ type Registry struct {
 	owned    map[string]map[string]bool // ids of devices, by user
 	users    map[string]userRecord
 	revoked  map[string]time.Time // token id to when the record may go
+	sessions map[string]seenSession
 	watchers []*watcher
 }
 
@@ -81,12 +83,17 @@ func Open(ctx context.Context, store kv.Store) (*Registry, error) {
 		owned:   make(map[string]map[string]bool),
 		users:   make(map[string]userRecord),
 		revoked: make(map[string]time.Time),
+
+		sessions: make(map[string]seenSession),
 	}
 	if err := store.Scan(ctx, keyRoot, r.load); err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
 	if err := r.prune(ctx); err != nil {
 		return nil, fmt.Errorf("open registry: remove old revocations: %w", err)
+	}
+	if err := r.pruneSessions(ctx); err != nil {
+		return nil, fmt.Errorf("open registry: remove old sessions: %w", err)
 	}
 	return r, nil
 }
@@ -126,14 +133,17 @@ func (r *Registry) lock(ctx context.Context) error {
 
 func (r *Registry) unlock() { <-r.writing }
 
-// Revoked reports whether p's token may not be used any more: it was revoked
-// itself, or its user's tokens of that age were, or it is a device token of
+// Revoked reports whether p's token may not be used any more: it or its session
+// was revoked, or its user's tokens of that age were, or it is a device token of
 // ours whose device is revoked, unknown or another user's. It is made for
 // token.NewVerifier.
 func (r *Registry) Revoked(p token.Principal) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if _, gone := r.revoked[p.ID]; gone {
+		return true
+	}
+	if _, gone := r.revoked[p.Session]; gone {
 		return true
 	}
 	// A token without iat has the zero time and is before everything.

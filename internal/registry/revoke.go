@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"pairsync/internal/kv"
 	"pairsync/internal/moment"
 )
 
@@ -21,7 +20,9 @@ const (
 	maxTokenIDBytes = 256
 )
 
-// RevokeToken refuses the token with that jti from now on. until is the end
+// RevokeToken refuses the token with that jti from now on, and every token of
+// the session with that sid: those that an external issuer made in it, and ours
+// that were given for one of them. until is the end
 // of its life, after which the record is not needed and is removed some time
 // (a day later at the earliest); zero keeps it for good. Where expired tokens
 // are let in again for a while, until includes that while. Revoking it again
@@ -50,7 +51,7 @@ func (r *Registry) RevokeToken(ctx context.Context, jti string, until time.Time)
 			delete(r.revoked, id)
 		}
 		r.revoked[jti] = until
-	}, Change{Kind: TokenRevoked, TokenID: jti}, append(forget(old), op)...)
+	}, Change{Kind: TokenRevoked, TokenID: jti}, append(forget(keyToken, old), op)...)
 	if err != nil {
 		return fmt.Errorf("revoke token %q: %w", jti, err)
 	}
@@ -72,15 +73,6 @@ func (r *Registry) outlived(now time.Time, except string) []string {
 	return old
 }
 
-// forget returns the removal of revocations.
-func forget(ids []string) []kv.Op {
-	ops := make([]kv.Op, 0, len(ids)+1)
-	for _, id := range ids {
-		ops = append(ops, kv.Op{Key: keyToken + id, Delete: true})
-	}
-	return ops
-}
-
 // prune removes all revocations of tokens that expired long ago. Only Open
 // may call it: nobody else has the registry yet.
 func (r *Registry) prune(ctx context.Context) error {
@@ -89,7 +81,7 @@ func (r *Registry) prune(ctx context.Context) error {
 		if len(old) == 0 {
 			return nil
 		}
-		if err := r.store.Apply(ctx, forget(old)...); err != nil {
+		if err := r.store.Apply(ctx, forget(keyToken, old)...); err != nil {
 			return err
 		}
 		for _, id := range old {

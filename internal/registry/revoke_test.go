@@ -33,6 +33,7 @@ func TestRevoked(t *testing.T) {
 	}{
 		{"somebody unknown", token.Principal{User: "eve", Role: token.RoleApp, ID: "j"}, false},
 		{"a token", token.Principal{User: "eve", Role: token.RoleApp, ID: "lost"}, true},
+		{"of a session", token.Principal{User: "eve", Role: token.RoleApp, ID: "j", Session: "lost"}, true},
 		{"no token id", token.Principal{User: "eve", Role: token.RoleApp}, false},
 		{"user, before", token.Principal{User: "bob", IssuedAt: bound.Add(-time.Second)}, true},
 		{"user, at that second", token.Principal{User: "bob", IssuedAt: bound}, false},

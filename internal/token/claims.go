@@ -28,10 +28,10 @@ const (
 type claims struct {
 	jwt.RegisteredClaims
 	pair, device, role string
-	name, email        string
-	session            string // sid
-	party              string // azp
-	status             string // sts
+	texts              map[string]string // those asked for: names and e-mail addresses
+	session            string            // sid
+	party              string            // azp
+	status             string            // sts
 }
 
 // UnmarshalJSON reads one JSON object more strictly than encoding/json does
@@ -92,10 +92,6 @@ func (c *claims) reader(name string) func(json.RawMessage) bool {
 		return into(&c.device)
 	case "role":
 		return into(&c.role)
-	case "name":
-		return orNull(into(&c.name))
-	case "email":
-		return orNull(into(&c.email))
 	case "aud":
 		return intoAudience(&c.Audience)
 	case "exp":
@@ -104,6 +100,14 @@ func (c *claims) reader(name string) func(json.RawMessage) bool {
 		return intoDate(&c.NotBefore)
 	case "iat":
 		return intoDate(&c.IssuedAt)
+	}
+	if _, wanted := c.texts[name]; wanted {
+		return func(value json.RawMessage) bool {
+			var s string
+			ok := orNull(into(&s))(value)
+			c.texts[name] = s
+			return ok
+		}
 	}
 	return nil
 }

@@ -26,13 +26,16 @@ type Issuer struct {
 	// public-key algorithms never stand in one list.
 	Algorithms []string
 	// Keys returns what finds the key of a token, bound to the context of one
-	// Verify. It is keyfunc's KeyfuncCtx for a JWKS URL. It is called from
+	// Verify. It is RemoteKeys.Keyfunc for a JWKS URL. It is called from
 	// many goroutines, before anything in the token can be trusted, and wraps
 	// ErrKeysUnavailable when it cannot tell at this moment.
 	Keys func(ctx context.Context) jwt.Keyfunc
 	// AuthorizedParties, when not empty, are the allowed azp of tokens that
 	// have one.
 	AuthorizedParties []string
+	// NameClaim and EmailClaim are the claims that hold the user's name and
+	// e-mail address; empty: "name" and "email".
+	NameClaim, EmailClaim string
 	// External marks an issuer that is not ours: it says who somebody is and
 	// no more. Its tokens must expire and are for apps, and their pair and
 	// device claims are not read.
@@ -68,6 +71,11 @@ func (i *Issuer) validate() error {
 		return fmt.Errorf("issuer %q: no keys", i.Name)
 	case len(i.Algorithms) == 0:
 		return fmt.Errorf("issuer %q: no algorithms", i.Name)
+	}
+	for _, name := range []string{i.NameClaim, i.EmailClaim} {
+		if name != "" && name != "name" && name != "email" && new(claims).reader(name) != nil {
+			return fmt.Errorf("issuer %q: claim %q holds no name or e-mail address", i.Name, name)
+		}
 	}
 	for _, alg := range i.Algorithms {
 		if alg == jwt.SigningMethodNone.Alg() || jwt.GetSigningMethod(alg) == nil {

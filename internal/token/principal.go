@@ -6,7 +6,10 @@
 // registry. It keeps no list of users and no sessions.
 package token
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Role says what kind of client a token is for.
 type Role string
@@ -31,9 +34,14 @@ type Principal struct {
 
 	Issuer  string
 	ID      string // jti, may be empty on external tokens
-	Session string // sid of an external issuer, may be empty
+	Session string // sid: of an external issuer, or on a token of ours that was given for one of theirs
 
 	IssuedAt time.Time
 	Expires  time.Time // zero: lives until revoked
 	External bool      // from an issuer that is not us
 }
+
+// Lineage names what p's token and all tokens given in exchange for it have in
+// common, so that they can be revoked together: its session or, without one,
+// its id. It may be empty on an external token.
+func (p Principal) Lineage() string { return cmp.Or(p.Session, p.ID) }

@@ -33,13 +33,14 @@ type signedClaims struct {
 	Role   Role   `json:"role"`
 	Name   string `json:"name,omitempty"`
 	Email  string `json:"email,omitempty"`
+	SID    string `json:"sid,omitempty"`
 	ACL    []rule `json:"acl"`
 }
 
 // Sign returns a token for p that expires ttl from now, to the second, and p
 // as Verify will return it. With ttl 0 it lives until revoked, which only
 // device tokens may. An empty role means device where p.Device is set, else
-// app. p's issuer, ids and times are ignored; illegal ids are an error.
+// app. p's issuer, token id and times are ignored; illegal ids are an error.
 func (s *Signer) Sign(p Principal, ttl time.Duration) (raw string, signed Principal, err error) {
 	if p.Role == "" {
 		p.Role = RoleApp
@@ -49,6 +50,9 @@ func (s *Signer) Sign(p Principal, ttl time.Duration) (raw string, signed Princi
 	}
 	if err := p.check(); err != nil {
 		return "", Principal{}, fmt.Errorf("sign token: %w", err)
+	}
+	if !isTokenID(p.Session) {
+		return "", Principal{}, fmt.Errorf("sign token: a session (sid) is a printable text of at most %d bytes", maxTokenIDBytes)
 	}
 	if ttl < 0 || ttl > 0 && ttl < time.Second {
 		return "", Principal{}, fmt.Errorf("sign token: lifetime %s is shorter than a second", ttl)
@@ -61,7 +65,7 @@ func (s *Signer) Sign(p Principal, ttl time.Duration) (raw string, signed Princi
 	now := time.Now().UTC().Truncate(time.Second)
 	signed = Principal{
 		User: p.User, Pair: p.Pair, Device: p.Device, Role: p.Role,
-		Name: CleanName(p.Name), Email: CleanName(p.Email),
+		Name: CleanName(p.Name), Email: CleanName(p.Email), Session: p.Session,
 		Issuer: s.issuer, ID: strings.ToLower(rand.Text()), IssuedAt: now,
 	}
 	c := signedClaims{
@@ -70,7 +74,7 @@ func (s *Signer) Sign(p Principal, ttl time.Duration) (raw string, signed Princi
 			IssuedAt: jwt.NewNumericDate(now), ID: signed.ID,
 		},
 		Pair: signed.Pair, Device: signed.Device, Role: signed.Role,
-		Name: signed.Name, Email: signed.Email,
+		Name: signed.Name, Email: signed.Email, SID: signed.Session,
 		ACL: rules(signed),
 	}
 	if ttl > 0 {

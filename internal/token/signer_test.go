@@ -29,7 +29,7 @@ func TestSignVerify(t *testing.T) {
 		{"device, role left out", Principal{User: "ann", Device: "d"}, time.Hour, Principal{User: "ann", Device: "d", Role: RoleDevice}},
 		{"endless device", Principal{User: "ann", Device: "d", Pair: "p"}, 0, Principal{User: "ann", Device: "d", Pair: "p", Role: RoleDevice}},
 		{"bridge", Principal{User: "ann", Role: RoleBridge}, time.Minute, Principal{User: "ann", Role: RoleBridge}},
-		{"what verifying sets is ignored", Principal{User: "ann", Issuer: "x", ID: "y", Session: "z", External: true, Expires: time.Unix(1, 0)}, time.Hour, Principal{User: "ann", Role: RoleApp}},
+		{"what verifying sets is ignored", Principal{User: "ann", Issuer: "x", ID: "y", Session: "z", External: true, Expires: time.Unix(1, 0)}, time.Hour, Principal{User: "ann", Role: RoleApp, Session: "z"}},
 		{"longest ids", Principal{User: longest, Pair: longest, Device: longest, Name: strings.Repeat("n", 300)}, 0, Principal{User: longest, Pair: longest, Device: longest, Role: RoleDevice, Name: strings.Repeat("n", 256)}},
 	}
 	seen := make(map[string]bool)
