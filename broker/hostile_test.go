@@ -16,7 +16,6 @@ import (
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
-	"pairsync/internal/token"
 )
 
 // raw is a connection on which a test writes what it likes.
@@ -37,6 +36,18 @@ func encode(t *testing.T, pk packets.Packet) []byte {
 		err = pk.ConnectEncode(&b)
 	case packets.Publish:
 		err = pk.PublishEncode(&b)
+	case packets.Subscribe:
+		err = pk.SubscribeEncode(&b)
+	case packets.Unsubscribe:
+		err = pk.UnsubscribeEncode(&b)
+	case packets.Puback:
+		err = pk.PubackEncode(&b)
+	case packets.Pubrel:
+		err = pk.PubrelEncode(&b)
+	case packets.Disconnect:
+		err = pk.DisconnectEncode(&b)
+	default:
+		t.Fatalf("no encoder for packet type %d", pk.FixedHeader.Type)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -46,13 +57,7 @@ func encode(t *testing.T, pk packets.Packet) []byte {
 
 // connectBytes is a CONNECT of user, MQTT 5.
 func (w *world) connectBytes(t *testing.T, user, id string, change func(*packets.Packet)) []byte {
-	pk := packets.Packet{
-		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: 5,
-		Connect: packets.ConnectParams{
-			ProtocolName: []byte("MQTT"), ClientIdentifier: id, Keepalive: 60, Clean: true,
-			PasswordFlag: true, Password: []byte(w.token(token.Principal{User: user, Role: token.RoleApp})),
-		},
-	}
+	pk := w.connectPacket(user, id)
 	if change != nil {
 		change(&pk)
 	}

@@ -328,9 +328,8 @@ func (c *client) passed(log ledger.LogID, fl *follow, resets int, through ledger
 		fl.pos = max(fl.pos, through)
 	}
 	to, moved := s.settle(log)
-	keep := moved && s.needsCursor(log)
 	s.mu.Unlock()
-	if keep {
+	if moved {
 		c.b.advance(c, log, to)
 	}
 }
@@ -340,16 +339,16 @@ func (c *client) passed(log ledger.LogID, fl *follow, resets int, through ledger
 func (b *Broker) acked(c *client, id uint16) {
 	c.sess.mu.Lock()
 	log, to, moved := c.sess.ack(id)
-	keep := moved && c.sess.needsCursor(log)
 	c.sess.mu.Unlock()
 	b.metrics.acked.Inc()
-	if keep {
+	if moved {
 		b.advance(c, log, to)
 	}
 	c.poke()
 }
 
-// advance moves the durable cursor; a failure only redelivers.
+// advance moves the durable cursor, where there is one; a failure only
+// redelivers.
 func (b *Broker) advance(c *client, log ledger.LogID, to ledger.Seq) {
 	if err := b.keepPlace(c.ctx, c.sess, log, to); err != nil {
 		b.log.Warn("cursor not advanced", "client", c.sess.id, "error", err)

@@ -84,6 +84,8 @@ type session struct {
 
 	mu    sync.Mutex // guards the fields below
 	owner *client    // the connection that may use it; nil while offline
+	// serial is that of the newest connection that has had it.
+	serial uint64
 	// placed holds the logs that had a place when this connection began:
 	// backfill counts for the others, in a new session for all.
 	placed  map[ledger.LogID]bool
@@ -102,6 +104,12 @@ type session struct {
 
 // durable reports whether the session outlives its connection; mu is held.
 func (s *session) durable() bool { return s.expiry > 0 }
+
+// expired reports whether it has been offline for longer than its expiry; mu is
+// held.
+func (s *session) expired(now time.Time) bool {
+	return s.owner == nil && s.durable() && !s.offline.Add(s.expiry).After(now)
+}
 
 // want says whether and how an entry of log is for this session: the highest
 // QoS of the filters that match, and their identifiers. mu is held.
@@ -133,8 +141,11 @@ func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos by
 
 // needsCursor reports whether a durable cursor is kept for log: only where a
 // filter of QoS 1 can match it. mu is held.
-func (s *session) needsCursor(log ledger.LogID) bool {
-	return s.durable() && slices.ContainsFunc(s.subs, func(f subscription) bool {
+func (s *session) needsCursor(log ledger.LogID) bool { return s.durable() && s.atLeastOnce(log) }
+
+// atLeastOnce reports whether a filter of QoS 1 can match log; mu is held.
+func (s *session) atLeastOnce(log ledger.LogID) bool {
+	return slices.ContainsFunc(s.subs, func(f subscription) bool {
 		l, ok := f.log()
 		return ok && l == log && f.QoS > 0
 	})
