@@ -262,7 +262,8 @@ type outgoing struct {
 	payload     []byte
 	contentType string
 	props       []packets.UserProperty
-	retained    bool // a stored value, told on subscribe or resume
+	expires     time.Time // zero, or when Message Expiry ends it
+	retained    bool      // a stored value, told on subscribe or resume
 	// load, where set, reads payload and what goes with it when it is about to
 	// be written, so that a photo is not held while it waits.
 	load        func(context.Context) (outgoing, error)

@@ -249,6 +249,9 @@ func (b *Broker) momentOf(c *client, t moment.Topic, pk packets.Packet) (moment.
 	if c.who().Device != "" {
 		m.Device = c.who().Device
 	}
+	if c.sess != nil { // an admin's sessions are in no user's namespace
+		m.Origin = c.sess.name
+	}
 	if e := pk.Properties.MessageExpiryInterval; e > 0 {
 		m.ExpiresAt = time.Now().Add(time.Duration(e) * time.Second)
 	}

@@ -175,13 +175,15 @@ func (c *client) writeOut(o *outgoing) error {
 			c.b.log.Warn("retained value not read", "error", err)
 			return nil
 		}
-		o.payload, o.contentType, o.props = got.payload, got.contentType, got.props
+		o.payload, o.contentType, o.props, o.expires = got.payload, got.contentType, got.props, got.expires
 	}
 	return c.tolerate(c.cl.WritePacket(packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Publish, Retain: o.retained || o.asPublished},
 		TopicName:   o.topic,
 		Payload:     o.payload,
-		Properties:  packets.Properties{ContentType: o.contentType, User: o.props, SubscriptionIdentifier: o.ids},
+		Properties: packets.Properties{
+			ContentType: o.contentType, User: o.props, SubscriptionIdentifier: o.ids, MessageExpiryInterval: expiryLeft(o.expires),
+		},
 	}))
 }
 
@@ -221,16 +223,15 @@ func (c *client) redeliver() (again bool, err error) {
 	f.serial = c.serial
 	s.mu.Unlock()
 
-	got, err := c.b.deps.Ledger.Read(c.ctx, f.log, f.seq-1, ledger.Limit{
-		Entries: 1, Want: func(e *ledger.Entry) bool { return e.Seq == f.seq && !e.Damaged },
-	})
+	got, err := c.b.deps.Ledger.Read(c.ctx, f.log, f.seq-1, ledger.Limit{Entries: 1})
 	if err != nil {
 		return false, err
 	}
 	now := time.Now()
 	s.mu.Lock()
 	var ids []int
-	ok := len(got.Entries) == 1 && c.can.Load().read(got.Entries[0].Topic())
+	// Where it was taken back, the next one is in its place.
+	ok := len(got.Entries) == 1 && got.Entries[0].Seq == f.seq && c.can.Load().read(got.Entries[0].Topic())
 	if ok {
 		_, ids, ok = s.want(f.log, &got.Entries[0], now)
 	}
@@ -240,7 +241,7 @@ func (c *client) redeliver() (again bool, err error) {
 		return true, nil
 	}
 	c.b.metrics.redelivered.Inc()
-	return true, c.writeMoment(&got.Entries[0], 1, f.id, true, ids, now)
+	return true, c.writeMoment(&got.Entries[0], 1, f.id, true, ids)
 }
 
 // deliver reads on in one log and sends what is for this session, as far as
@@ -276,7 +277,7 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 		return false, err
 	}
 	for i := range got.Entries {
-		if err := c.send(log, resets, &got.Entries[i], now); err != nil {
+		if err := c.send(log, resets, &got.Entries[i]); err != nil {
 			return false, err
 		}
 		if err := c.flush(); err != nil {
@@ -288,9 +289,9 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 }
 
 // send registers one entry as in flight, where it is sent at QoS 1, and writes
-// it.
-func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry, now time.Time) error {
-	s := c.sess
+// it. It may have expired since it was read.
+func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry) error {
+	s, now := c.sess, time.Now()
 	s.mu.Lock()
 	if s.owner != c {
 		s.mu.Unlock()
@@ -315,7 +316,7 @@ func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry, now time.Ti
 	}
 	s.mu.Unlock()
 	c.b.metrics.delivered.Inc()
-	return c.writeMoment(e, qos, id, false, ids, now)
+	return c.writeMoment(e, qos, id, false, ids)
 }
 
 // passed notes that everything up to through was looked at, unless a

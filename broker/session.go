@@ -114,7 +114,7 @@ func (s *session) expired(now time.Time) bool {
 // want says whether and how an entry of log is for this session: the highest
 // QoS of the filters that match, and their identifiers. mu is held.
 func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos byte, ids []int, ok bool) {
-	if e.Damaged || (!e.ExpiresAt.IsZero() && !e.ExpiresAt.After(now)) {
+	if e.Damaged || expired(e, now) {
 		return 0, nil, false
 	}
 	topic := e.Topic()
@@ -123,7 +123,7 @@ func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos by
 		if l, has := f.log(); !has || l != log || e.Seq <= f.From {
 			continue
 		}
-		if f.NoLocal && e.User == s.user && e.Device == s.device {
+		if f.NoLocal && e.Origin != "" && e.Origin == s.name && e.User == s.user {
 			continue
 		}
 		if !moment.Match(f.Filter, topic) {
@@ -137,6 +137,12 @@ func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos by
 	}
 	slices.Sort(ids)
 	return qos, slices.Compact(ids), ok
+}
+
+// expired reports whether Message Expiry has ended a moment (MQTT 5, section
+// 3.3.2.3.3).
+func expired(e *ledger.Entry, now time.Time) bool {
+	return !e.ExpiresAt.IsZero() && !e.ExpiresAt.After(now)
 }
 
 // needsCursor reports whether a durable cursor is kept for log: only where a
