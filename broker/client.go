@@ -54,9 +54,10 @@ type client struct {
 	watches  map[ledger.LogID]func() // stops of ledger watches; nil once detached
 	refused  bool                    // a 3.1.1 publish was refused: on its way out
 
-	// retain is what the SUBSCRIBE that is being processed asks for; used on
-	// the reader's goroutine only.
-	retain []subscription
+	// retain is what the SUBSCRIBE that is being processed asks for, refusal why
+	// its filters, or some, are not granted; used on the reader's goroutine only.
+	retain  []subscription
+	refusal string
 	// present is what CONNACK says about the session.
 	present bool
 }

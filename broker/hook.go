@@ -70,8 +70,14 @@ func (h *hook) OnPacketRead(_ *mqtt.Client, pk packets.Packet) (packets.Packet, 
 	return pk, nil
 }
 
-// OnPacketEncode completes CONNACK with what mochi leaves out.
+// OnPacketEncode completes CONNACK and SUBACK with what mochi leaves out.
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	if pk.FixedHeader.Type == packets.Suback {
+		if c := clientOf(cl); c != nil && c.refusal != "" {
+			pk.Properties.ReasonString, c.refusal = c.refusal, ""
+		}
+		return pk
+	}
 	if pk.FixedHeader.Type != packets.Connack {
 		return pk
 	}

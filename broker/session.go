@@ -2,6 +2,7 @@ package broker
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,7 +60,7 @@ type follow struct {
 // inflight is a moment that was sent at QoS 1 and is not acknowledged. Its
 // payload is not held: a redelivery reads it again.
 type inflight struct {
-	log  ledger.LogID
+	log  ledger.LogID // empty: no longer followed; only its PUBACK is awaited
 	seq  ledger.Seq
 	id   uint16 // packet id, the same on redelivery
 	size int
@@ -109,6 +110,13 @@ func (s *session) durable() bool { return s.expiry > 0 }
 // held.
 func (s *session) expired(now time.Time) bool {
 	return s.owner == nil && s.durable() && !s.offline.Add(s.expiry).After(now)
+}
+
+// over reports whether the session has ended.
+func (s *session) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended != nil
 }
 
 // want says whether and how an entry of log is for this session: the highest
@@ -215,14 +223,23 @@ func (s *session) settle(log ledger.LogID) (to ledger.Seq, moved bool) {
 	return to, true
 }
 
-// parseBackfill parses the SUBSCRIBE's user property that says where a filter
-// of a new session starts: "all", or a number of entries.
-func parseBackfill(v string) (all bool, n int, ok bool) {
-	if v == "all" {
-		return true, 0, true
+// backfill is where a SUBSCRIBE asks the filters of a new session to start: at
+// the log's beginning, or so many entries back; the zero value is now.
+type backfill struct {
+	all bool
+	n   int
+}
+
+// parseBackfill parses the SUBSCRIBE's user property of that name.
+func parseBackfill(v string) (backfill, error) {
+	if v == "" || v == "all" {
+		return backfill{all: v != ""}, nil
 	}
 	n, err := strconv.Atoi(v)
-	return false, n, err == nil && n > 0
+	if err != nil || n < 0 {
+		return backfill{}, fmt.Errorf("user property backfill: %q is neither \"all\" nor a number of moments", v[:min(len(v), 32)])
+	}
+	return backfill{n: n}, nil
 }
 
 // put adds or replaces a filter; mu is held. It reports whether it was there.
@@ -293,11 +310,18 @@ func (s *session) forget(log ledger.LogID) {
 	s.unfollow(log)
 }
 
-// unfollow drops a log's place and what is in flight from it; mu is held.
+// unfollow drops a log's place and what is in flight from it; mu is held. What
+// was sent on the connection there is keeps its packet id and its place in the
+// window until it is acknowledged or the connection ends: the client counts it
+// (Receive Maximum; MQTT 5, section 4.9).
 func (s *session) unfollow(log ledger.LogID) {
 	delete(s.follows, log)
 	s.sent = slices.DeleteFunc(s.sent, func(f *inflight) bool {
 		if f.log != log {
+			return false
+		}
+		if s.owner != nil && f.serial == s.owner.serial {
+			f.log = ""
 			return false
 		}
 		s.bytes -= f.size

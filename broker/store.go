@@ -116,7 +116,9 @@ func (s *session) take(c *client, expiry time.Duration) (changed, ok bool, err e
 	}
 	version := c.cl.Properties.ProtocolVersion
 	changed = s.expiry != expiry || s.version != version || time.Since(s.offline) > expiry/2
+	s.owner = nil
 	s.skipUnkept() // by what it was until now: what waits comes, also to the session's last connection
+	s.unfollow("")
 	s.owner, s.serial, s.expiry, s.version, s.offline = c, c.serial, expiry, version, time.Time{}
 	s.placed = map[ledger.LogID]bool{}
 	for log := range s.follows {
@@ -215,10 +217,7 @@ func (b *Broker) drop(ctx context.Context, s *session) error {
 // so that a new one of that id is not written before; where it has ended
 // already, dropIf does not wait for that.
 func (b *Broker) dropIf(ctx context.Context, s *session, cond func() bool) (dropped bool, err error) {
-	s.mu.Lock()
-	over := s.ended != nil
-	s.mu.Unlock()
-	if over {
+	if s.over() {
 		return false, nil
 	}
 	s.saving.Lock()
