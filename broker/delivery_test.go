@@ -542,6 +542,7 @@ func TestNoLocalByClient(t *testing.T) {
 			{Filter: "users/ann/#", Qos: 1, NoLocal: true},
 			{Filter: "pairs/" + w.pair.ID + "/live/#", NoLocal: true},
 		}
+		settle(time.Second) // the pairing event is told
 		phone, tablet := w.wire("ann", "phone", nil), w.wire("ann", "tablet", nil)
 		phone.subscribe(sub...)
 		phone.await(time.Second)

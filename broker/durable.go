@@ -341,6 +341,8 @@ func (b *Broker) publishSmall(c *client, r *reply, t moment.Topic, pk packets.Pa
 	for _, p := range pk.Properties.User {
 		o.props = append(o.props, packets.UserProperty{Key: strings.Clone(p.Key), Val: strings.Clone(p.Val)})
 	}
-	b.fanOut(t.Pair, o, c)
+	if r.qos < 2 || c.sess == nil || c.sess.received(r.id) {
+		b.fanOut(t.Pair, o, c)
+	}
 	c.answer(r, packets.CodeSuccess, false, nil)
 }

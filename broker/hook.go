@@ -116,6 +116,8 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	switch pk.FixedHeader.Type {
 	case packets.Puback:
 		h.b.acked(c, pk.PacketID)
+	case packets.Pubrel:
+		c.sess.released(pk.PacketID)
 	case packets.Subscribe:
 		c.watchLogs()
 		c.sendRetained(c.retain)

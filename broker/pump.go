@@ -83,6 +83,9 @@ func (c *client) flush() error {
 			o = &c.out[0]
 			c.out = c.out[1:]
 			c.outBytes -= len(o.payload)
+			if o.load != nil {
+				c.values--
+			}
 		}
 		c.mu.Unlock()
 		switch {

@@ -98,6 +98,9 @@ type session struct {
 	sent    []*inflight // in the order of sending
 	bytes   int         // of sent
 	nextID  uint16
+	// unreleased holds the packet ids of QoS 2 publishes from MQTT 3.1.1 whose
+	// PUBREL has not come; of those to durable topics the ledger knows repeats.
+	unreleased map[uint16]bool
 	// ended is not nil once the session has ended, and closed when its record
 	// and cursors are off the disk.
 	ended chan struct{}
@@ -188,6 +191,33 @@ func (s *session) packetID() uint16 {
 			return s.nextID
 		}
 	}
+}
+
+// maxUnreleased bounds the unreleased of a client that never sends a PUBREL.
+const maxUnreleased = 1024
+
+// received notes a QoS 2 publish; false for one that came before and was not
+// released since (MQTT 3.1.1, section 4.3.3).
+func (s *session) received(id uint16) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unreleased[id] {
+		return false
+	}
+	if s.unreleased == nil {
+		s.unreleased = map[uint16]bool{}
+	}
+	if len(s.unreleased) < maxUnreleased {
+		s.unreleased[id] = true
+	}
+	return true
+}
+
+// released notes a PUBREL.
+func (s *session) released(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unreleased, id)
 }
 
 // ack takes the PUBACK for packet id and returns the log whose cursor moved,
