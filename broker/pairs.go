@@ -199,6 +199,16 @@ func (b *Broker) makeAppSession(ctx context.Context, pair, user, partner string)
 	return nil
 }
 
+// appFilters are what a user's app session subscribes: everything durable that
+// the partner sends, and the user's own events. Never one's own photos.
+func appFilters(pair, user, partner string) []subscription {
+	var out []subscription
+	for _, k := range []moment.Kind{moment.Photo, moment.Note, moment.Reaction, moment.Receipt, moment.Delete} {
+		out = append(out, subscription{Filter: moment.KindFilter(pair, k, partner), QoS: 1})
+	}
+	return append(out, subscription{Filter: moment.EventsTopic(user), QoS: 1})
+}
+
 // appSession returns user's app session, made where needed.
 func (b *Broker) appSession(user string) *session {
 	id := user + "/app"

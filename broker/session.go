@@ -112,7 +112,7 @@ func (s *session) durable() bool { return s.expiry > 0 }
 // expired reports whether it has been offline for longer than its expiry; mu is
 // held.
 func (s *session) expired(now time.Time) bool {
-	return s.owner == nil && s.durable() && !s.offline.Add(s.expiry).After(now)
+	return s.owner == nil && !s.offline.Add(s.expiry).After(now)
 }
 
 // over reports whether the session has ended.

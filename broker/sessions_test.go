@@ -123,6 +123,18 @@ func TestLastConnectionOfASession(t *testing.T) {
 		if got, want := w.sessionIDs(), "ann/ann-phone ann/app ben/app"; got != want {
 			t.Errorf("sessions %s, want %s", got, want)
 		}
+		w.connect("ben", phone).end()
+		ben = w.connect("ben", func(c *mqttlink.Config) {
+			phone(c)
+			c.SessionExpiry = 0
+			c.MinBackoff, c.MaxBackoff = time.Hour, time.Hour
+		})
+		settle(10 * time.Second)
+		w.crash(ben.end)
+		settle(time.Minute)
+		if got, want := w.sessionIDs(), "ann/ann-phone ann/app ben/app"; got != want {
+			t.Errorf("after a kill: sessions %s, want %s", got, want)
+		}
 	})
 }
 

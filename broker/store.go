@@ -13,7 +13,6 @@ import (
 
 	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
-	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 )
 
@@ -405,14 +404,4 @@ func (b *Broker) reconcilePairs(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// appFilters are what a user's app session subscribes: everything durable that
-// the partner sends, and the user's own events. Never one's own photos.
-func appFilters(pair, user, partner string) []subscription {
-	var out []subscription
-	for _, k := range []moment.Kind{moment.Photo, moment.Note, moment.Reaction, moment.Receipt, moment.Delete} {
-		out = append(out, subscription{Filter: moment.KindFilter(pair, k, partner), QoS: 1})
-	}
-	return append(out, subscription{Filter: moment.EventsTopic(user), QoS: 1})
 }

@@ -108,7 +108,8 @@ func (b *Broker) addFilter(c *client, sub subscription, back backfill) (existed 
 	}
 	start, err := b.startOf(c, log, back)
 	if err != nil {
-		return false, "", err
+		b.log.Error("place of a filter not read", "client", s.id, "error", err)
+		return false, "", errors.New(publicReason(err)) // the client is told
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
