@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"pairsync/internal/kv"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 	"pairsync/internal/registry"
@@ -61,7 +62,7 @@ func TestDeviceState(t *testing.T) {
 			p.end()
 			m := p.last(topic)
 			if m == nil {
-				return ""
+				return "nothing"
 			}
 			if !m.Retained || m.QoS != 0 || len(p.topics()) != 1 {
 				t.Errorf("got %v, retained %v at QoS %d; want one, retained, at QoS 0", p.topics(), m.Retained, m.QoS)
@@ -70,7 +71,7 @@ func TestDeviceState(t *testing.T) {
 		}
 		ann := w.connect("ann", states)
 		defer ann.end()
-		if got := retained(); got != "" {
+		if got := retained(); got != "nothing" {
 			t.Errorf("at first %q", got)
 		}
 		frame.tell(t, topic, `{"awake":true}`)
@@ -90,7 +91,7 @@ func TestDeviceState(t *testing.T) {
 		}
 		frame = w.connectDevice(d, nil)
 		frame.tell(t, topic, "")
-		if got := retained(); got != "" {
+		if got := retained(); got != "nothing" {
 			t.Errorf("cleared, but %q", got)
 		}
 		kept := func() (keys []string) {
@@ -115,6 +116,13 @@ func TestDeviceState(t *testing.T) {
 		settle(time.Second)
 		if got := kept(); len(got) != 1 || !strings.HasSuffix(got[0], other.ID) {
 			t.Errorf("kept %v, want that of the other alone", got)
+		}
+		late := kv.Op{Key: stateKey(w.pair.ID, d.ID), Value: []byte("{}")} // its last publish was on the way
+		if err := w.broker.deps.KV.Apply(t.Context(), late); err != nil {
+			t.Fatal(err)
+		}
+		if got := retained(); got != "nothing" {
+			t.Errorf("of a revoked device %q", got)
 		}
 		if _, err := w.reg.RemovePair(t.Context(), w.pair.ID); err != nil {
 			t.Fatal(err)

@@ -238,6 +238,9 @@ func TestPairRemoved(t *testing.T) {
 		ann.end()
 		ben.end()
 		w.restart()
+		if left := w.broker.sessions["ben/ben-phone"].filters(); len(left) > 0 {
+			t.Errorf("filters of the removed pair are left: %v", left)
+		}
 		again, err := w.reg.CreatePair(t.Context(), "ben", "ann")
 		if err != nil || again.ID == w.pair.ID {
 			t.Fatalf("pairing again: %v, %v", again, err)

@@ -260,9 +260,13 @@ func TestTakeoverEndsASessionWithoutExpiry(t *testing.T) {
 // the older one does not take it from the newer.
 func TestOvertakenConnection(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		for range 20 {
+		for i := range 20 {
 			c, stop := w.lingering(nil)
-			first, second := w.wire("ben", "phone", expiring(0)), w.wire("ben", "phone", nil)
+			older := func(pk *packets.Packet) {
+				expiring(0)(pk)
+				pk.Connect.Clean = i%2 > 0
+			}
+			first, second := w.wire("ben", "phone", older), w.wire("ben", "phone", nil)
 			settle(5 * time.Second)
 			if first.ended() == second.ended() {
 				t.Fatalf("ended: first %v, second %v; want the older alone", first.ended(), second.ended())

@@ -248,6 +248,33 @@ func TestLateHooks(t *testing.T) {
 	})
 }
 
+// TestLatePuback: what a connection acknowledges after a clean start has ended
+// its session does not move the new one's place.
+func TestLatePuback(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ann := w.connect("ann", nil)
+		defer ann.end()
+		phone := func(c *mqttlink.Config) {
+			c.Subscriptions = w.photosOf("ann")
+			c.Subscriptions[0].Backfill = "all"
+			c.MinBackoff, c.MaxBackoff = time.Hour, time.Hour
+		}
+		w.hold = true
+		old := w.connect("ben", phone)
+		defer old.end()
+		late := w.clientOf("ben/ben-phone")
+		ann.sendN(t, 0, 2)
+		settle(time.Second)
+		next := w.connect("ben", func(c *mqttlink.Config) { phone(c); c.CleanStart = true })
+		defer next.end()
+		settle(time.Second)
+		w.broker.acked(late, 1)
+		if at, err := w.ledger.Cursor(t.Context(), "ben/ben-phone", ledger.PairLog(w.pair.ID)); err != nil || at != 0 {
+			t.Errorf("the new session's place is %d (%v), want the log's start", at, err)
+		}
+	})
+}
+
 // TestSubscribeFailsWhilePairIsMade: what cannot be stored is taken back, and
 // nothing else: the new pair's filters stay.
 func TestSubscribeFailsWhilePairIsMade(t *testing.T) {
