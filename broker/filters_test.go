@@ -25,6 +25,7 @@ func TestSubscriptionIdentifiers(t *testing.T) {
 			{Filter: root + "/#", Qos: 0, Identifier: 300},
 			{Filter: root + "/photos/+/+", Qos: 1, Identifier: 2},
 			{Filter: root + "/photos/ann/+", Qos: 1},
+			{Filter: root + "/photos/ann/p000", Qos: 0, Identifier: 2},
 			{Filter: root + "/+/ann/#", Qos: 1, Identifier: 2},
 			{Filter: root + "/notes/#", Qos: 1, Identifier: 9},
 			{Filter: root + "/live/+/x", Qos: 1, Identifier: 4},
@@ -258,13 +259,19 @@ func TestNoLocalByClient(t *testing.T) {
 		if diff := cmp.Diff([]string{"live/ann/c", "live/ann/d", "notes/ann/c", "notes/ann/d"}, live); diff != "" {
 			t.Errorf("live (-want +got):\n%s", diff)
 		}
-		note(phone, "e", "") // acknowledged nothing so far: all of it comes again
+		note(phone, "e", "")                // acknowledged nothing so far: all of it comes again
+		bens := w.wire("ben", "phone", nil) // of the same name, and another's
+		bens.publish(packets.Packet{
+			FixedHeader: packets.FixedHeader{Qos: 1}, PacketID: 1, TopicName: "pairs/" + w.pair.ID + "/notes/ben/f", Payload: []byte("x"),
+		})
+		settle(time.Second)
+		bens.Close()
 		phone.Close()
 		tablet.Close()
 		w.restart()
 		phone = w.wire("ann", "phone", nil)
 		got := w.tails(phone.only(packets.Publish, time.Second))
-		if diff := cmp.Diff([]string{"notes/ann/c", "notes/ann/d"}, got); diff != "" {
+		if diff := cmp.Diff([]string{"notes/ann/c", "notes/ann/d", "notes/ben/f"}, got); diff != "" {
 			t.Errorf("after a restart (-want +got):\n%s", diff)
 		}
 		if _, err := w.reg.RemovePair(t.Context(), w.pair.ID); err != nil {

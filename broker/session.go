@@ -134,7 +134,7 @@ func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos by
 		if l, has := f.log(); !has || l != log || e.Seq <= f.From {
 			continue
 		}
-		if f.NoLocal && e.Origin != "" && e.Origin == s.name && e.User == s.user {
+		if f.NoLocal && e.Origin == s.name && e.User == s.user {
 			continue
 		}
 		if !moment.Match(f.Filter, topic) {
