@@ -96,7 +96,7 @@ func TestBackfill(t *testing.T) {
 			{"all", "all", want},
 			{"two", "2", want[3:]},
 			{"more than there are", "50", want},
-			{"nonsense", "-3", want[5:]},
+			{"nothing", "0", want[5:]},
 		} {
 			p := w.connect("ben", func(c *mqttlink.Config) {
 				c.ClientID = "b-" + tc.backfill

@@ -13,6 +13,7 @@ import (
 
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
+	"pairsync/internal/registry"
 	"pairsync/internal/token"
 )
 
@@ -51,12 +52,14 @@ type client struct {
 	replies  []*reply   // in the order of the publishes
 	out      []outgoing // ephemeral and retained values to write
 	outBytes int
+	values   int                     // of out, those that read their payload when they are written
 	watches  map[ledger.LogID]func() // stops of ledger watches; nil once detached
 	refused  bool                    // a 3.1.1 publish was refused: on its way out
 
-	// retain is what the SUBSCRIBE that is being processed asks for; used on
-	// the reader's goroutine only.
-	retain []subscription
+	// retain is what the SUBSCRIBE that is being processed asks for, refusal why
+	// its filters, or some, are not granted; used on the reader's goroutine only.
+	retain  []subscription
+	refusal string
 	// present is what CONNACK says about the session.
 	present bool
 }
@@ -262,7 +265,8 @@ type outgoing struct {
 	payload     []byte
 	contentType string
 	props       []packets.UserProperty
-	retained    bool // a stored value, told on subscribe or resume
+	expires     time.Time // zero, or when Message Expiry ends it
+	retained    bool      // a stored value, told on subscribe or resume
 	// load, where set, reads payload and what goes with it when it is about to
 	// be written, so that a photo is not held while it waits.
 	load        func(context.Context) (outgoing, error)
@@ -275,6 +279,9 @@ type outgoing struct {
 const (
 	maxOut      = 64
 	maxOutBytes = 1 << 20
+	// maxValues bounds retained values, which hold no payload while they wait:
+	// twice what a pair can have, for a filter that overlaps another.
+	maxValues = 2 * (2*registry.MaxDevicesPerUser + 6)
 )
 
 // push queues o for the client if it may read it and a filter matches. A
@@ -294,10 +301,23 @@ func (c *client) push(o outgoing, latest bool, origin *client) {
 
 func (c *client) enqueue(o outgoing) {
 	c.mu.Lock()
-	full := len(c.out) > 0 && (len(c.out) >= maxOut || c.outBytes+len(o.payload) > maxOutBytes)
+	var full bool
+	if o.load != nil {
+		if slices.ContainsFunc(c.out, o.replaces) {
+			c.mu.Unlock()
+			return
+		}
+		full = c.values >= maxValues
+	} else {
+		n := len(c.out) - c.values
+		full = n > 0 && (n >= maxOut || c.outBytes+len(o.payload) > maxOutBytes)
+	}
 	if !full {
 		c.out = append(c.out, o)
 		c.outBytes += len(o.payload)
+		if o.load != nil {
+			c.values++
+		}
 	}
 	c.mu.Unlock()
 	if full {
@@ -305,6 +325,12 @@ func (c *client) enqueue(o outgoing) {
 		return
 	}
 	c.poke()
+}
+
+// replaces reports whether what waits already tells all that o would: both read
+// their payload when they are written.
+func (o *outgoing) replaces(waits outgoing) bool {
+	return waits.load != nil && waits.topic == o.topic && waits.retained == o.retained && slices.Equal(waits.ids, o.ids)
 }
 
 func (c *client) matchLive(topic string, latest, own bool) (ok bool, ids []int, rap bool) {

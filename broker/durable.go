@@ -258,6 +258,9 @@ func (b *Broker) momentOf(c *client, t moment.Topic, pk packets.Packet) (moment.
 	if c.who().Device != "" {
 		m.Device = c.who().Device
 	}
+	if c.sess != nil { // an admin's sessions are in no user's namespace
+		m.Origin = c.sess.name
+	}
 	if e := pk.Properties.MessageExpiryInterval; e > 0 {
 		m.ExpiresAt = time.Now().Add(time.Duration(e) * time.Second)
 	}
@@ -347,6 +350,8 @@ func (b *Broker) publishSmall(c *client, r *reply, t moment.Topic, pk packets.Pa
 	for _, p := range pk.Properties.User {
 		o.props = append(o.props, packets.UserProperty{Key: strings.Clone(p.Key), Val: strings.Clone(p.Val)})
 	}
-	b.fanOut(t.Pair, o, c)
+	if r.qos < 2 || c.sess == nil || c.sess.received(r.id) {
+		b.fanOut(t.Pair, o, c)
+	}
 	c.answer(r, packets.CodeSuccess, false, nil)
 }

@@ -81,8 +81,14 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	return pk, nil
 }
 
-// OnPacketEncode completes CONNACK with what mochi leaves out.
+// OnPacketEncode completes CONNACK and SUBACK with what mochi leaves out.
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	if pk.FixedHeader.Type == packets.Suback {
+		if c := clientOf(cl); c != nil && c.refusal != "" {
+			pk.Properties.ReasonString, c.refusal = c.refusal, ""
+		}
+		return pk
+	}
 	if pk.FixedHeader.Type != packets.Connack {
 		return pk
 	}
@@ -121,6 +127,8 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	switch pk.FixedHeader.Type {
 	case packets.Puback:
 		h.b.acked(c, pk.PacketID)
+	case packets.Pubrel:
+		c.sess.released(pk.PacketID)
 	case packets.Subscribe:
 		c.watchLogs()
 		c.sendRetained(c.retain)

@@ -16,7 +16,6 @@ import (
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
-	"pairsync/internal/token"
 )
 
 // raw is a connection on which a test writes what it likes.
@@ -48,13 +47,7 @@ func encode(tb testing.TB, pk packets.Packet) []byte {
 
 // connectBytes is a CONNECT of user, MQTT 5.
 func (w *world) connectBytes(t *testing.T, user, id string, change func(*packets.Packet)) []byte {
-	pk := packets.Packet{
-		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: 5,
-		Connect: packets.ConnectParams{
-			ProtocolName: []byte("MQTT"), ClientIdentifier: id, Keepalive: 60, Clean: true,
-			PasswordFlag: true, Password: []byte(w.token(token.Principal{User: user, Role: token.RoleApp})),
-		},
-	}
+	pk := w.connectPacket(user, id)
 	if change != nil {
 		change(&pk)
 	}

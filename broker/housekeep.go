@@ -150,13 +150,14 @@ func (b *Broker) sessionsOf(log ledger.LogID) []*session {
 	return out
 }
 
-// place returns how far a session is through with log. An offline one is
+// place returns how far a session is through with log, where it has to be waited
+// for: while it is kept or connected, and follows at QoS 1. An offline one is
 // first moved past what does not match its filters: a phone's own photos must
 // not wait for that phone to come back.
 func (b *Broker) place(ctx context.Context, s *session, log ledger.LogID) (at ledger.Seq, follows bool, err error) {
 	s.mu.Lock()
 	fl := s.follows[log]
-	if fl == nil || !s.needsCursor(log) {
+	if fl == nil || !s.atLeastOnce(log) || s.owner == nil && !s.durable() {
 		s.mu.Unlock()
 		return 0, false, nil
 	}
@@ -237,9 +238,7 @@ func (b *Broker) saveAll(ctx context.Context, sessions map[*session]bool) error 
 func (b *Broker) expireSessions(ctx context.Context) error {
 	now := time.Now()
 	for _, s := range b.allSessions() {
-		over, err := b.dropIf(ctx, s, func() bool {
-			return s.owner == nil && s.durable() && s.offline.Add(s.expiry).Before(now)
-		})
+		over, err := b.dropIf(ctx, s, func() bool { return s.expired(now) })
 		if over {
 			b.log.Info("session expired", "client", s.id)
 		}

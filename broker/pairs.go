@@ -147,35 +147,20 @@ func (b *Broker) tellInfo(p registry.Pair) {
 	}
 }
 
-// makeAppSession gives user's app session the filters of the new pair, and
-// makes the session where it is not there.
+// makeAppSession gives user's app session the filters of the new pair, from the
+// log's start, and makes the session where it is not there.
 func (b *Broker) makeAppSession(ctx context.Context, pair, user, partner string) error {
-	id := user + "/app"
-	b.mu.Lock()
-	s := b.sessions[id]
-	if s == nil {
-		s = &session{
-			id: id, user: user, name: "app", version: 5, expiry: b.cfg.SessionExpiry,
-			offline: time.Now(), follows: map[ledger.LogID]*follow{},
-		}
-		b.sessions[id] = s
-		b.user(user).sessions[id] = s
-	}
-	b.mu.Unlock()
 	userLog, pairLog := ledger.UserLog(user), ledger.PairLog(pair)
 	st, err := b.deps.Ledger.Stat(ctx, userLog)
 	if err != nil {
 		return err
 	}
+	s := b.appSession(user)
 	s.mu.Lock()
-	for _, f := range appFilters(pair, user, partner) {
-		if s.find(f.Filter) != nil {
-			continue
-		}
-		if log, _ := f.log(); log == userLog {
-			f.From = st.Head
-		}
-		s.put(f)
+	if ended := s.ended; ended != nil { // its client or its expiry ends it just now
+		s.mu.Unlock()
+		<-ended
+		return b.makeAppSession(ctx, pair, user, partner)
 	}
 	if s.follows[userLog] == nil {
 		s.follows[userLog] = &follow{cursor: st.Head, pos: st.Head}
@@ -183,14 +168,25 @@ func (b *Broker) makeAppSession(ctx context.Context, pair, user, partner string)
 	if s.follows[pairLog] == nil {
 		s.follows[pairLog] = &follow{}
 	}
+	back := false
+	for _, f := range appFilters(pair, user, partner) {
+		if s.find(f.Filter) != nil {
+			continue
+		}
+		if log, _ := f.log(); log == userLog {
+			f.From = st.Head
+		} else if !back {
+			back = true
+			s.goBack(pairLog, s.follows[pairLog], 0) // the app may have subscribed others already
+		}
+		s.put(f)
+	}
 	places := map[ledger.LogID]ledger.Seq{userLog: s.follows[userLog].cursor, pairLog: s.follows[pairLog].cursor}
 	durable, owner := s.durable(), s.owner
 	s.mu.Unlock()
 	if durable {
-		for log, at := range places {
-			if err := b.deps.Ledger.SetCursor(ctx, id, log, at); err != nil {
-				return err
-			}
+		if err := b.setPlaces(ctx, s, places); err != nil {
+			return err
 		}
 		if err := b.save(ctx, s); err != nil {
 			return err
@@ -201,6 +197,33 @@ func (b *Broker) makeAppSession(ctx context.Context, pair, user, partner string)
 		owner.poke()
 	}
 	return nil
+}
+
+// appFilters are what a user's app session subscribes: everything durable that
+// the partner sends, and the user's own events. Never one's own photos.
+func appFilters(pair, user, partner string) []subscription {
+	var out []subscription
+	for _, k := range []moment.Kind{moment.Photo, moment.Note, moment.Reaction, moment.Receipt, moment.Delete} {
+		out = append(out, subscription{Filter: moment.KindFilter(pair, k, partner), QoS: 1})
+	}
+	return append(out, subscription{Filter: moment.EventsTopic(user), QoS: 1})
+}
+
+// appSession returns user's app session, made where needed.
+func (b *Broker) appSession(user string) *session {
+	id := user + "/app"
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.sessions[id]
+	if s == nil {
+		s = &session{
+			id: id, user: user, name: "app", version: 5, expiry: b.cfg.SessionExpiry,
+			offline: time.Now(), follows: map[ledger.LogID]*follow{},
+		}
+		b.sessions[id] = s
+		b.user(user).sessions[id] = s
+	}
+	return s
 }
 
 // event appends a pairing event to a user's own log: a JSON object with the

@@ -84,6 +84,9 @@ func (c *client) flush() error {
 			o = &c.out[0]
 			c.out = c.out[1:]
 			c.outBytes -= len(o.payload)
+			if o.load != nil {
+				c.values--
+			}
 		}
 		c.mu.Unlock()
 		switch {
@@ -176,13 +179,15 @@ func (c *client) writeOut(o *outgoing) error {
 			c.b.log.Warn("retained value not read", "error", err)
 			return nil
 		}
-		o.payload, o.contentType, o.props = got.payload, got.contentType, got.props
+		o.payload, o.contentType, o.props, o.expires = got.payload, got.contentType, got.props, got.expires
 	}
 	return c.tolerate(c.cl.WritePacket(packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Publish, Retain: o.retained || o.asPublished},
 		TopicName:   o.topic,
 		Payload:     o.payload,
-		Properties:  packets.Properties{ContentType: o.contentType, User: o.props, SubscriptionIdentifier: o.ids},
+		Properties: packets.Properties{
+			ContentType: o.contentType, User: o.props, SubscriptionIdentifier: o.ids, MessageExpiryInterval: expiryLeft(o.expires),
+		},
 	}))
 }
 
@@ -222,16 +227,15 @@ func (c *client) redeliver() (again bool, err error) {
 	f.serial = c.serial
 	s.mu.Unlock()
 
-	got, err := c.b.deps.Ledger.Read(c.ctx, f.log, f.seq-1, ledger.Limit{
-		Entries: 1, Want: func(e *ledger.Entry) bool { return e.Seq == f.seq && !e.Damaged },
-	})
+	got, err := c.b.deps.Ledger.Read(c.ctx, f.log, f.seq-1, ledger.Limit{Entries: 1})
 	if err != nil {
 		return false, err
 	}
 	now := time.Now()
 	s.mu.Lock()
 	var ids []int
-	ok := len(got.Entries) == 1 && c.can.Load().read(got.Entries[0].Topic())
+	// Where it was taken back, the next one is in its place.
+	ok := len(got.Entries) == 1 && got.Entries[0].Seq == f.seq && c.can.Load().read(got.Entries[0].Topic())
 	if ok {
 		_, ids, ok = s.want(f.log, &got.Entries[0], now)
 	}
@@ -241,7 +245,7 @@ func (c *client) redeliver() (again bool, err error) {
 		return true, nil
 	}
 	c.b.metrics.redelivered.Inc()
-	err = c.writeMoment(&got.Entries[0], 1, f.id, true, ids, now)
+	err = c.writeMoment(&got.Entries[0], 1, f.id, true, ids)
 	bufpool.Put(got.Entries[0].Payload)
 	return true, err
 }
@@ -279,7 +283,7 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 		return false, err
 	}
 	for i := range got.Entries {
-		err := c.send(log, resets, &got.Entries[i], now)
+		err := c.send(log, resets, &got.Entries[i])
 		bufpool.Put(got.Entries[i].Payload)
 		if err != nil {
 			return false, err
@@ -293,9 +297,9 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 }
 
 // send registers one entry as in flight, where it is sent at QoS 1, and writes
-// it.
-func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry, now time.Time) error {
-	s := c.sess
+// it. It may have expired since it was read.
+func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry) error {
+	s, now := c.sess, time.Now()
 	s.mu.Lock()
 	if s.owner != c {
 		s.mu.Unlock()
@@ -320,7 +324,7 @@ func (c *client) send(log ledger.LogID, resets int, e *ledger.Entry, now time.Ti
 	}
 	s.mu.Unlock()
 	c.b.metrics.delivered.Inc()
-	return c.writeMoment(e, qos, id, false, ids, now)
+	return c.writeMoment(e, qos, id, false, ids)
 }
 
 // passed notes that everything up to through was looked at, unless a
@@ -333,9 +337,8 @@ func (c *client) passed(log ledger.LogID, fl *follow, resets int, through ledger
 		fl.pos = max(fl.pos, through)
 	}
 	to, moved := s.settle(log)
-	keep := moved && s.needsCursor(log)
 	s.mu.Unlock()
-	if keep {
+	if moved {
 		c.b.advance(c, log, to)
 	}
 }
@@ -345,16 +348,16 @@ func (c *client) passed(log ledger.LogID, fl *follow, resets int, through ledger
 func (b *Broker) acked(c *client, id uint16) {
 	c.sess.mu.Lock()
 	log, to, moved := c.sess.ack(id)
-	keep := moved && c.sess.needsCursor(log)
 	c.sess.mu.Unlock()
 	b.metrics.acked.Inc()
-	if keep {
+	if moved {
 		b.advance(c, log, to)
 	}
 	c.poke()
 }
 
-// advance moves the durable cursor; a failure only redelivers.
+// advance moves the durable cursor, where there is one; a failure only
+// redelivers.
 func (b *Broker) advance(c *client, log ledger.LogID, to ledger.Seq) {
 	if err := b.keepPlace(c.ctx, c.sess, log, to); err != nil {
 		b.log.Warn("cursor not advanced", "client", c.sess.id, "error", err)

@@ -95,6 +95,35 @@ func TestBackfillWhileUnacknowledged(t *testing.T) {
 	})
 }
 
+// TestBackfillAfterAcknowledging: the place that a second filter goes back to is
+// on disk, though the first filter's was further on.
+func TestBackfillAfterAcknowledging(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ann := w.connect("ann", nil)
+		if err := ann.send(moment.Note, "n1", "x"); err != nil {
+			t.Fatal(err)
+		}
+		ann.sendN(t, 0, 2)
+		ben := w.connect("ben", nil)
+		for _, kind := range []moment.Kind{moment.Photo, moment.Note} {
+			if err := ben.Subscribe(t.Context(), mqttlink.Subscription{Filter: moment.KindFilter(w.pair.ID, kind, "ann"), QoS: 1, Backfill: "all"}); err != nil {
+				t.Fatal(err)
+			}
+			settle(time.Second)
+			ben.setHold(true) // from the note on
+		}
+		ben.end()
+		ann.end()
+		w.restart()
+		ben = w.connect("ben", nil)
+		defer ben.end()
+		settle(time.Second)
+		if diff := cmp.Diff([]string{"pairs/" + w.pair.ID + "/notes/ann/n1"}, ben.topics()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
 // TestQueueWaitsForRights: what a session may not see at the moment stays
 // queued; it is not passed over.
 func TestQueueWaitsForRights(t *testing.T) {

@@ -86,15 +86,22 @@ func jsonOut(v any) (outgoing, error) {
 // latestOf reads a user's newest photo when it is about to be written.
 func (b *Broker) latestOf(pair, user string) func(context.Context) (outgoing, error) {
 	return func(ctx context.Context) (outgoing, error) {
-		e, err := b.deps.Ledger.Latest(ctx, ledger.PairLog(pair), user)
-		if err == nil && e.Damaged {
-			err = ledger.ErrNotFound
-		}
+		e, err := b.latestPhoto(ctx, pair, user)
 		return outgoing{
-			payload: e.Payload, contentType: e.ContentType,
+			payload: e.Payload, contentType: e.ContentType, expires: e.ExpiresAt,
 			props: append(userProperties(&e.Moment), packets.UserProperty{Key: moment.PropMoment, Val: e.ID}),
 		}, err
 	}
+}
+
+// latestPhoto returns a user's newest photo, or ErrNotFound where it cannot be
+// read or has expired.
+func (b *Broker) latestPhoto(ctx context.Context, pair, user string) (ledger.Entry, error) {
+	e, err := b.deps.Ledger.Latest(ctx, ledger.PairLog(pair), user)
+	if err == nil && (e.Damaged || expired(&e, time.Now())) {
+		err = ledger.ErrNotFound
+	}
+	return e, err
 }
 
 func (b *Broker) pairInfo(p registry.Pair) moment.PairInfo {
@@ -109,8 +116,8 @@ func (b *Broker) pairInfo(p registry.Pair) moment.PairInfo {
 func (b *Broker) newestOf(ctx context.Context, p registry.Pair) (outgoing, error) {
 	var newest *ledger.Entry
 	for _, user := range p.Users {
-		e, err := b.deps.Ledger.Latest(ctx, ledger.PairLog(p.ID), user)
-		if errors.Is(err, ledger.ErrNotFound) || err == nil && e.Damaged {
+		e, err := b.latestPhoto(ctx, p.ID, user)
+		if errors.Is(err, ledger.ErrNotFound) {
 			continue
 		}
 		if err != nil {
@@ -123,7 +130,9 @@ func (b *Broker) newestOf(ctx context.Context, p registry.Pair) (outgoing, error
 	if newest == nil {
 		return outgoing{}, ledger.ErrNotFound
 	}
-	return jsonOut(b.newest(&newest.Moment, newest.StoredAt))
+	o, err := jsonOut(b.newest(&newest.Moment, newest.StoredAt))
+	o.expires = newest.ExpiresAt
+	return o, err
 }
 
 func (b *Broker) newest(m *moment.Moment, at time.Time) moment.Newest {
@@ -138,7 +147,7 @@ func (b *Broker) newest(m *moment.Moment, at time.Time) moment.Newest {
 // not block: it runs on the ledger's goroutine.
 func (b *Broker) tellNewest(m *moment.Moment) {
 	if o, err := jsonOut(b.newest(m, time.Now())); err == nil {
-		o.topic, o.asPublished = moment.NewestTopic(m.Pair), true
+		o.topic, o.asPublished, o.expires = moment.NewestTopic(m.Pair), true, m.ExpiresAt
 		b.fanOut(m.Pair, o, nil)
 	}
 	o := outgoing{topic: moment.LatestTopic(m.Pair, m.User), asPublished: true, load: b.latestOf(m.Pair, m.User)}

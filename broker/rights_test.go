@@ -235,9 +235,10 @@ func TestPairRemoved(t *testing.T) {
 		}); !errors.Is(err, ledger.ErrDeleted) {
 			t.Errorf("append to the removed pair's log: %v, want ErrDeleted", err)
 		}
-		ann.end()
-		ben.end()
-		w.restart()
+		w.crash(ann.end, ben.end)
+		if left := w.broker.sessions["ben/ben-phone"].filters(); len(left) > 0 {
+			t.Errorf("filters of the removed pair are left: %v", left)
+		}
 		again, err := w.reg.CreatePair(t.Context(), "ben", "ann")
 		if err != nil || again.ID == w.pair.ID {
 			t.Fatalf("pairing again: %v, %v", again, err)

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,7 +60,7 @@ type follow struct {
 // inflight is a moment that was sent at QoS 1 and is not acknowledged. Its
 // payload is not held: a redelivery reads it again.
 type inflight struct {
-	log  ledger.LogID
+	log  ledger.LogID // empty: no longer followed; only its PUBACK is awaited
 	seq  ledger.Seq
 	id   uint16 // packet id, the same on redelivery
 	size int
@@ -84,6 +85,8 @@ type session struct {
 
 	mu    sync.Mutex // guards the fields below
 	owner *client    // the connection that may use it; nil while offline
+	// serial is that of the newest connection that has had it.
+	serial uint64
 	// placed holds the logs that had a place when this connection began:
 	// backfill counts for the others, in a new session for all.
 	placed  map[ledger.LogID]bool
@@ -95,6 +98,9 @@ type session struct {
 	sent    []*inflight // in the order of sending
 	bytes   int         // of sent
 	nextID  uint16
+	// unreleased holds the packet ids of QoS 2 publishes from MQTT 3.1.1 whose
+	// PUBREL has not come; of those to durable topics the ledger knows repeats.
+	unreleased map[uint16]bool
 	// ended is not nil once the session has ended, and closed when its record
 	// and cursors are off the disk.
 	ended chan struct{}
@@ -103,10 +109,23 @@ type session struct {
 // durable reports whether the session outlives its connection; mu is held.
 func (s *session) durable() bool { return s.expiry > 0 }
 
+// expired reports whether it has been offline for longer than its expiry; mu is
+// held.
+func (s *session) expired(now time.Time) bool {
+	return s.owner == nil && !s.offline.Add(s.expiry).After(now)
+}
+
+// over reports whether the session has ended.
+func (s *session) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended != nil
+}
+
 // want says whether and how an entry of log is for this session: the highest
 // QoS of the filters that match, and their identifiers. mu is held.
 func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos byte, ids []int, ok bool) {
-	if e.Damaged || (!e.ExpiresAt.IsZero() && !e.ExpiresAt.After(now)) {
+	if e.Damaged || expired(e, now) {
 		return 0, nil, false
 	}
 	topic := e.Topic()
@@ -115,7 +134,7 @@ func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos by
 		if l, has := f.log(); !has || l != log || e.Seq <= f.From {
 			continue
 		}
-		if f.NoLocal && e.User == s.user && e.Device == s.device {
+		if f.NoLocal && e.Origin == s.name && e.User == s.user {
 			continue
 		}
 		if !moment.Match(f.Filter, topic) {
@@ -131,10 +150,19 @@ func (s *session) want(log ledger.LogID, e *ledger.Entry, now time.Time) (qos by
 	return qos, slices.Compact(ids), ok
 }
 
+// expired reports whether Message Expiry has ended a moment (MQTT 5, section
+// 3.3.2.3.3).
+func expired(e *ledger.Entry, now time.Time) bool {
+	return !e.ExpiresAt.IsZero() && !e.ExpiresAt.After(now)
+}
+
 // needsCursor reports whether a durable cursor is kept for log: only where a
 // filter of QoS 1 can match it. mu is held.
-func (s *session) needsCursor(log ledger.LogID) bool {
-	return s.durable() && slices.ContainsFunc(s.subs, func(f subscription) bool {
+func (s *session) needsCursor(log ledger.LogID) bool { return s.durable() && s.atLeastOnce(log) }
+
+// atLeastOnce reports whether a filter of QoS 1 can match log; mu is held.
+func (s *session) atLeastOnce(log ledger.LogID) bool {
+	return slices.ContainsFunc(s.subs, func(f subscription) bool {
 		l, ok := f.log()
 		return ok && l == log && f.QoS > 0
 	})
@@ -163,6 +191,33 @@ func (s *session) packetID() uint16 {
 			return s.nextID
 		}
 	}
+}
+
+// maxUnreleased bounds the unreleased of a client that never sends a PUBREL.
+const maxUnreleased = 1024
+
+// received notes a QoS 2 publish; false for one that came before and was not
+// released since (MQTT 3.1.1, section 4.3.3).
+func (s *session) received(id uint16) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unreleased[id] {
+		return false
+	}
+	if s.unreleased == nil {
+		s.unreleased = map[uint16]bool{}
+	}
+	if len(s.unreleased) < maxUnreleased {
+		s.unreleased[id] = true
+	}
+	return true
+}
+
+// released notes a PUBREL.
+func (s *session) released(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unreleased, id)
 }
 
 // ack takes the PUBACK for packet id and returns the log whose cursor moved,
@@ -198,14 +253,23 @@ func (s *session) settle(log ledger.LogID) (to ledger.Seq, moved bool) {
 	return to, true
 }
 
-// parseBackfill parses the SUBSCRIBE's user property that says where a filter
-// of a new session starts: "all", or a number of entries.
-func parseBackfill(v string) (all bool, n int, ok bool) {
-	if v == "all" {
-		return true, 0, true
+// backfill is where a SUBSCRIBE asks the filters of a new session to start: at
+// the log's beginning, or so many entries back; the zero value is now.
+type backfill struct {
+	all bool
+	n   int
+}
+
+// parseBackfill parses the SUBSCRIBE's user property of that name.
+func parseBackfill(v string) (backfill, error) {
+	if v == "" || v == "all" {
+		return backfill{all: v != ""}, nil
 	}
 	n, err := strconv.Atoi(v)
-	return false, n, err == nil && n > 0
+	if err != nil || n < 0 {
+		return backfill{}, fmt.Errorf("user property backfill: %q is neither \"all\" nor a number of moments", v[:min(len(v), 32)])
+	}
+	return backfill{n: n}, nil
 }
 
 // put adds or replaces a filter; mu is held. It reports whether it was there.
@@ -276,11 +340,18 @@ func (s *session) forget(log ledger.LogID) {
 	s.unfollow(log)
 }
 
-// unfollow drops a log's place and what is in flight from it; mu is held.
+// unfollow drops a log's place and what is in flight from it; mu is held. What
+// was sent on the connection there is keeps its packet id and its place in the
+// window until it is acknowledged or the connection ends: the client counts it
+// (Receive Maximum; MQTT 5, section 4.9).
 func (s *session) unfollow(log ledger.LogID) {
 	delete(s.follows, log)
 	s.sent = slices.DeleteFunc(s.sent, func(f *inflight) bool {
 		if f.log != log {
+			return false
+		}
+		if s.owner != nil && f.serial == s.owner.serial {
+			f.log = ""
 			return false
 		}
 		s.bytes -= f.size

@@ -13,7 +13,6 @@ import (
 
 	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
-	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 )
 
@@ -45,15 +44,21 @@ func (b *Broker) begin(c *client, clean bool) error {
 	b.mu.RLock()
 	s := b.sessions[c.cl.ID]
 	b.mu.RUnlock()
-	if s != nil && clean {
-		if err := b.drop(c.ctx, s); err != nil {
+	if s != nil {
+		now := time.Now()
+		// One without an expiry ended with its connection, which may not be through yet.
+		over := func() bool { return s.serial < c.serial && (clean || !s.durable() || s.expired(now)) }
+		if _, err := b.dropIf(c.ctx, s, over); err != nil {
 			return err
 		}
 	}
 	expiry := b.grantedExpiry(c.cl)
 	changed, ok := false, false
 	if s != nil {
-		changed, ok = s.take(c, expiry)
+		var err error
+		if changed, ok, err = s.take(c, expiry); err != nil {
+			return err
+		}
 	}
 	if c.present = ok; !ok {
 		if s != nil {
@@ -63,7 +68,7 @@ func (b *Broker) begin(c *client, clean bool) error {
 			id: c.cl.ID, user: c.who().User, name: strings.TrimPrefix(c.cl.ID, c.who().User+"/"), device: c.who().Device,
 			follows: map[ledger.LogID]*follow{},
 		}
-		changed, _ = s.take(c, expiry)
+		changed, _, _ = s.take(c, expiry)
 	}
 	c.sess = s
 	b.mu.Lock()
@@ -95,25 +100,30 @@ func (b *Broker) begin(c *client, clean bool) error {
 	return b.limitSessions(c.ctx, s.user, s)
 }
 
-// take gives the session to c; false when it has ended. It reports whether its
-// record has to be written before CONNACK: where it says something else, or
-// says that the session has been offline for so long that it would be over
-// soon after a crash.
-func (s *session) take(c *client, expiry time.Duration) (changed, ok bool) {
+// take gives the session to c; false when it has ended, errStopped when a newer
+// connection has had it. It reports whether its record has to be written before
+// CONNACK: where it says something else, or says that the session has been
+// offline for so long that it would be over soon after a crash.
+func (s *session) take(c *client, expiry time.Duration) (changed, ok bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended != nil {
-		return false, false
+		return false, false, nil
+	}
+	if c.serial < s.serial {
+		return false, false, errStopped
 	}
 	version := c.cl.Properties.ProtocolVersion
 	changed = s.expiry != expiry || s.version != version || time.Since(s.offline) > expiry/2
-	s.owner, s.expiry, s.version, s.offline = c, expiry, version, time.Time{}
-	s.skipUnkept()
+	s.owner = nil
+	s.skipUnkept() // by what it was until now: what waits comes, also to the session's last connection
+	s.unfollow("")
+	s.owner, s.serial, s.expiry, s.version, s.offline = c, c.serial, expiry, version, time.Time{}
 	s.placed = map[ledger.LogID]bool{}
 	for log := range s.follows {
 		s.placed[log] = true
 	}
-	return changed, true
+	return changed, true, nil
 }
 
 // grantedExpiry is the session expiry of a CONNECT: MQTT 5's interval within
@@ -203,8 +213,12 @@ func (b *Broker) drop(ctx context.Context, s *session) error {
 
 // dropIf is drop where cond holds, which is asked with s.mu held: from then on
 // nobody takes the session. It is found under its id until it is off the disk,
-// so that a new one of that id is not written before.
+// so that a new one of that id is not written before; where it has ended
+// already, dropIf does not wait for that.
 func (b *Broker) dropIf(ctx context.Context, s *session, cond func() bool) (dropped bool, err error) {
+	if s.over() {
+		return false, nil
+	}
 	s.saving.Lock()
 	defer s.saving.Unlock()
 	s.mu.Lock()
@@ -390,14 +404,4 @@ func (b *Broker) reconcilePairs(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// appFilters are what a user's app session subscribes: everything durable that
-// the partner sends, and the user's own events. Never one's own photos.
-func appFilters(pair, user, partner string) []subscription {
-	var out []subscription
-	for _, k := range []moment.Kind{moment.Photo, moment.Note, moment.Reaction, moment.Receipt, moment.Delete} {
-		out = append(out, subscription{Filter: moment.KindFilter(pair, k, partner), QoS: 1})
-	}
-	return append(out, subscription{Filter: moment.EventsTopic(user), QoS: 1})
 }

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +13,8 @@ import (
 	"pairsync/internal/moment"
 )
 
+var errTooManyFilters = fmt.Errorf("more than %d filters in one session", maxSubscriptions)
+
 // subscribed keeps the filters that a SUBSCRIBE was granted, on disk for a
 // durable session, before SUBACK is written. Filters that cannot be kept are
 // taken back and refused in codes, which mochi sends.
@@ -19,6 +23,7 @@ func (b *Broker) subscribed(c *client, pk packets.Packet, codes []byte) {
 	before := s.filters()
 	var moved []ledger.LogID
 	var granted []int
+	back, err := parseBackfill(backfillOf(pk))
 	for i, f := range pk.Filters {
 		if codes[i] >= packets.ErrUnspecifiedError.Code {
 			continue
@@ -27,10 +32,19 @@ func (b *Broker) subscribed(c *client, pk packets.Packet, codes []byte) {
 			Filter: strings.Clone(f.Filter), QoS: f.Qos, ID: f.Identifier,
 			NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished,
 		}
-		existed, log, err := b.addFilter(c, sub, backfillOf(pk))
-		if err != nil {
-			b.log.Info("subscription refused", "client", s.id, "reason", err)
-			codes[i] = packets.ErrQuotaExceeded.Code
+		var existed bool
+		var log ledger.LogID
+		why := err
+		if why == nil {
+			existed, log, why = b.addFilter(c, sub, back)
+		}
+		if why != nil {
+			b.log.Info("subscription refused", "client", s.id, "reason", why)
+			codes[i] = packets.ErrImplementationSpecificError.Code
+			if errors.Is(why, errTooManyFilters) {
+				codes[i] = packets.ErrQuotaExceeded.Code
+			}
+			c.refusal = why.Error()
 			b.ungrant(c, f.Filter, codes, i)
 			continue
 		}
@@ -44,13 +58,24 @@ func (b *Broker) subscribed(c *client, pk packets.Packet, codes []byte) {
 	}
 	if err := b.keepFilters(c, before, moved); err != nil {
 		b.log.Error("subscriptions not stored", "client", s.id, "error", err)
-		s.mu.Lock()
-		s.subs = before
-		s.mu.Unlock()
 		c.retain = nil
+		c.refusal = "not stored: " + publicReason(err)
 		for _, i := range granted {
+			s.restore(pk.Filters[i].Filter, before)
 			codes[i] = packets.ErrImplementationSpecificError.Code
 			b.ungrant(c, pk.Filters[i].Filter, codes, i)
+		}
+	}
+}
+
+// restore makes one filter what it was before; others may have changed since.
+func (s *session) restore(filter string, before []subscription) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.subs = slices.DeleteFunc(s.subs, func(f subscription) bool { return f.Filter == filter })
+	for _, f := range before {
+		if f.Filter == filter {
+			s.put(f)
 		}
 	}
 }
@@ -75,24 +100,28 @@ func backfillOf(pk packets.Packet) string {
 
 // addFilter puts one filter into the session, and gives its log a place. It
 // returns the log when its durable cursor has to be written.
-func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existed bool, moved ledger.LogID, err error) {
+func (b *Broker) addFilter(c *client, sub subscription, back backfill) (existed bool, moved ledger.LogID, err error) {
 	s := c.sess
 	log, ok := sub.log()
 	if !ok {
 		return false, "", fmt.Errorf("filter %q names no single pair or user", sub.Filter)
 	}
-	start, err := b.startOf(c, log, backfill)
+	start, err := b.startOf(c, log, back)
 	if err != nil {
-		return false, "", err
+		b.log.Error("place of a filter not read", "client", s.id, "error", err)
+		return false, "", errors.New(publicReason(err)) // the client is told
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.owner != c || s.ended != nil {
+		return false, "", errStopped
+	}
 	if old := s.find(sub.Filter); old != nil {
 		existed, sub.From = true, old.From
 	} else {
 		sub.From = start
 		if len(s.subs) >= maxSubscriptions {
-			return false, "", fmt.Errorf("more than %d filters", maxSubscriptions)
+			return false, "", errTooManyFilters
 		}
 	}
 	had := s.needsCursor(log)
@@ -101,16 +130,9 @@ func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existe
 	case fl == nil:
 		s.follows[log] = &follow{cursor: start, pos: start}
 	case sub.From < fl.pos && !existed:
-		// A second SUBSCRIBE of a new session asks for what the pump has read
-		// past: go back, and let the others not see again what they are
-		// through with.
-		for i := range s.subs {
-			if l, ok := s.subs[i].log(); ok && l == log {
-				s.subs[i].From = max(s.subs[i].From, fl.cursor)
-			}
-		}
+		// A second SUBSCRIBE of a new session asks for what the pump has read past.
 		had = had && sub.From >= fl.cursor
-		fl.cursor, fl.pos, fl.resets = min(sub.From, fl.cursor), sub.From, fl.resets+1
+		s.goBack(log, fl, sub.From)
 	}
 	s.put(sub)
 	if s.needsCursor(log) && !had {
@@ -119,18 +141,29 @@ func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existe
 	return existed, moved, nil
 }
 
+// goBack lets log be read again from a place that was read past, for a new
+// filter; the others do not see again what they are through with. mu is held.
+func (s *session) goBack(log ledger.LogID, fl *follow, to ledger.Seq) {
+	for i := range s.subs {
+		if l, ok := s.subs[i].log(); ok && l == log {
+			s.subs[i].From = max(s.subs[i].From, fl.cursor)
+		}
+	}
+	fl.cursor, fl.pos, fl.resets = min(to, fl.cursor), to, fl.resets+1
+}
+
 // startOf is the place from which a new filter delivers: the log's head, or
 // what backfill asks for where the session, when it connected, had no place in
 // that log.
-func (b *Broker) startOf(c *client, log ledger.LogID, backfill string) (ledger.Seq, error) {
+func (b *Broker) startOf(c *client, log ledger.LogID, back backfill) (ledger.Seq, error) {
 	c.sess.mu.Lock()
 	placed := c.sess.placed[log]
 	c.sess.mu.Unlock()
-	if all, n, ok := parseBackfill(backfill); ok && !placed {
-		if all {
-			return 0, nil
-		}
-		return b.deps.Ledger.Tail(c.ctx, log, n)
+	if back.all && !placed {
+		return 0, nil
+	}
+	if back.n > 0 && !placed {
+		return b.deps.Ledger.Tail(c.ctx, log, back.n)
 	}
 	st, err := b.deps.Ledger.Stat(c.ctx, log)
 	return st.Head, err
@@ -153,21 +186,39 @@ func (b *Broker) keepFilters(c *client, before []subscription, moved []ledger.Lo
 	if !durable {
 		return nil
 	}
+	if err := b.setPlaces(c.ctx, s, places); err != nil || same {
+		return err
+	}
+	return b.save(c.ctx, s)
+}
+
+// setPlaces writes a session's durable cursors, unless it has ended: a new one
+// of the same id has places of its own.
+func (b *Broker) setPlaces(ctx context.Context, s *session, places map[ledger.LogID]ledger.Seq) error {
+	if len(places) == 0 {
+		return nil
+	}
+	s.saving.Lock() // drop holds it: the session does not end meanwhile
+	defer s.saving.Unlock()
+	if s.over() {
+		return nil
+	}
 	for log, at := range places {
-		if err := b.deps.Ledger.SetCursor(c.ctx, s.id, log, at); err != nil {
+		if err := b.deps.Ledger.SetCursor(ctx, s.id, log, at); err != nil {
 			return err
 		}
 	}
-	if same {
-		return nil
-	}
-	return b.save(c.ctx, s)
+	return nil
 }
 
 // unsubscribed drops filters, and the places of logs that none is left for.
 func (b *Broker) unsubscribed(c *client, pk packets.Packet) {
 	s := c.sess
 	s.mu.Lock()
+	if s.owner != c {
+		s.mu.Unlock()
+		return // taken over meanwhile
+	}
 	old := s.logs()
 	for _, f := range pk.Filters {
 		s.subs = slices.DeleteFunc(s.subs, func(have subscription) bool { return have.Filter == f.Filter })
@@ -188,6 +239,11 @@ func (b *Broker) unsubscribed(c *client, pk packets.Packet) {
 	}
 	if err := b.save(c.ctx, s); err != nil {
 		b.log.Error("unsubscribe not stored", "client", s.id, "error", err)
+	}
+	s.saving.Lock() // as in setPlaces
+	defer s.saving.Unlock()
+	if s.over() {
+		return
 	}
 	for _, log := range gone {
 		if err := b.deps.Ledger.DropCursor(c.ctx, s.id, log); err != nil {

@@ -38,6 +38,7 @@ type world struct {
 	onApply  func(ops []kv.Op) error // before each KV write of the broker; errLost: the write is lost
 	onRemove func() error            // before each Remove of the ledger
 	onStored func()                  // after an append is on disk, before the broker hears of it
+	onRead   func(ledger.Batch)      // after each Read of the ledger
 
 	db     *badgerdb.DB
 	ledger ledger.Ledger
@@ -150,6 +151,17 @@ func (f faultyLedger) Remove(ctx context.Context, log ledger.LogID, key moment.K
 		}
 	}
 	return f.Ledger.Remove(ctx, log, key)
+}
+
+func (f faultyLedger) Read(ctx context.Context, log ledger.LogID, after ledger.Seq, limit ledger.Limit) (ledger.Batch, error) {
+	f.w.faults.Lock()
+	fn := f.w.onRead
+	f.w.faults.Unlock()
+	got, err := f.Ledger.Read(ctx, log, after, limit)
+	if fn != nil {
+		fn(got)
+	}
+	return got, err
 }
 
 func (f faultyLedger) Submit(ctx context.Context, log ledger.LogID, m moment.Moment, done func(ledger.Result)) error {

@@ -15,7 +15,7 @@ import (
 )
 
 // writeMoment writes one moment as a PUBLISH.
-func (c *client) writeMoment(e *ledger.Entry, qos byte, id uint16, dup bool, ids []int, now time.Time) error {
+func (c *client) writeMoment(e *ledger.Entry, qos byte, id uint16, dup bool, ids []int) error {
 	pk := packets.Packet{
 		FixedHeader:     packets.FixedHeader{Type: packets.Publish, Qos: qos, Dup: dup && qos > 0},
 		ProtocolVersion: c.cl.Properties.ProtocolVersion,
@@ -23,16 +23,23 @@ func (c *client) writeMoment(e *ledger.Entry, qos byte, id uint16, dup bool, ids
 		TopicName:       e.Topic(),
 		Properties: packets.Properties{
 			ContentType: e.ContentType, User: userProperties(&e.Moment), SubscriptionIdentifier: ids,
+			MessageExpiryInterval: expiryLeft(e.ExpiresAt),
 		},
-	}
-	if !e.ExpiresAt.IsZero() {
-		pk.Properties.MessageExpiryInterval = uint32(max(1, e.ExpiresAt.Sub(now)/time.Second))
 	}
 	err := c.writePublish(&pk, e.Payload)
 	if errors.Is(err, packets.ErrPacketTooLarge) && qos > 0 {
 		c.b.acked(c, id)
 	}
 	return c.tolerate(err)
+}
+
+// expiryLeft is the Message Expiry Interval of what expires at t and has not
+// yet (MQTT 5, section 3.3.2.3.3); 0, which is none, for the zero time.
+func expiryLeft(t time.Time) uint32 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint32(max(1, time.Until(t)/time.Second))
 }
 
 // writePublish writes a PUBLISH without copying its payload, which mochi's

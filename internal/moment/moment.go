@@ -78,6 +78,7 @@ type Moment struct {
 	SenderName  string
 	Device      string     // the sending device's id, empty for an app
 	MessageID   string     // the app's second key to the same moment, may be empty
+	Origin      string     // the sender's MQTT client id, for No Local; never on the wire; may be empty
 	StoredAt    time.Time  // set by the server when it was appended
 	ExpiresAt   time.Time  // zero, or when Message Expiry ends it (MQTT 5, 3.3.2.3.3)
 	Extra       []Property // user properties that pairsync does not know, in order

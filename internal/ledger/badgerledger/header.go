@@ -22,18 +22,18 @@ type header struct {
 
 // A header's value:
 //
-//	1 byte   version 1
+//	1 byte   version 2; version 1 had no origin
 //	8 bytes  stored at, unix nanoseconds
 //	8 bytes  expires at, unix nanoseconds, 0 is never
 //	8 bytes  xxhash64 of the payload
 //	uvarint  payload length
 //	text     taken at (time.Time.MarshalBinary, keeps the zone), empty is unknown
-//	text     user, kind, id, content type, caption, sender name, device, message id
+//	text     user, kind, id, content type, caption, sender name, device, message id, origin
 //	uvarint  number of extra properties, then key and value of each as text
 //	4 bytes  CRC32-C of the key and all of the above
 //
 // where text is a uvarint length and its bytes. The pair is in the key.
-const headerVersion = 1
+const headerVersion = 2
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -70,9 +70,9 @@ func (h *header) encode(key []byte) ([]byte, error) {
 }
 
 // texts returns the moment's text fields in the order they are stored.
-func (h *header) texts() [8]*string {
+func (h *header) texts() [9]*string {
 	m := &h.m
-	return [...]*string{&m.User, (*string)(&m.Kind), &m.ID, &m.ContentType, &m.Caption, &m.SenderName, &m.Device, &m.MessageID}
+	return [...]*string{&m.User, (*string)(&m.Kind), &m.ID, &m.ContentType, &m.Caption, &m.SenderName, &m.Device, &m.MessageID, &m.Origin}
 }
 
 func checksum(key, b []byte) uint32 {
@@ -96,7 +96,11 @@ func decodeHeader(log ledger.LogID, key, b []byte) (header, error) {
 // parseHeader is decodeHeader without the checksum.
 func parseHeader(log ledger.LogID, b []byte) (h header, err error) {
 	r := reader{b: b}
-	if v := r.take(1); len(v) == 1 && v[0] != headerVersion {
+	texts := h.texts()
+	stored := texts[:]
+	if v := r.take(1); len(v) == 1 && v[0] == 1 {
+		stored = texts[:8]
+	} else if len(v) == 1 && v[0] != headerVersion {
 		return header{}, fmt.Errorf("%w: version %d", errHeader, v[0])
 	}
 	h.m.StoredAt = atNanos(int64(r.uint64()))
@@ -108,7 +112,7 @@ func parseHeader(log ledger.LogID, b []byte) (h header, err error) {
 			return header{}, fmt.Errorf("%w: %w", errHeader, err)
 		}
 	}
-	for _, s := range h.texts() {
+	for _, s := range stored {
 		*s = r.text()
 	}
 	if n := r.uvarint(); n > 0 && n <= uint64(len(r.b)) {

@@ -61,7 +61,7 @@ func testMessageID(t *testing.T, s *suite) {
 func testFields(t *testing.T, s *suite) {
 	full := moment.Moment{
 		Pair: "p1", User: "ann", Kind: moment.Photo, ID: "1",
-		ContentType: "image/webp", Caption: "on the lake ☀", SenderName: "Ann", Device: "d1", MessageID: "m1",
+		ContentType: "image/webp", Caption: "on the lake ☀", SenderName: "Ann", Device: "d1", MessageID: "m1", Origin: "phone",
 		TakenAt:   time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600)),
 		ExpiresAt: time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC),
 		Extra:     []moment.Property{{Key: "b", Value: "2"}, {Key: "a", Value: ""}, {Key: "b", Value: "3"}},
