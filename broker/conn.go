@@ -40,6 +40,7 @@ const (
 type conn struct {
 	net.Conn
 	ctx    context.Context // of the connection's storage work; outlives a shutdown's start
+	will   *will           // of the CONNECT, likewise
 	client *client         // set in OnConnect, on the reader's goroutine
 
 	// What follows is used on the reader's goroutine only.
