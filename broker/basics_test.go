@@ -52,7 +52,7 @@ func (w *world) dialAdmin(t *testing.T, id string, version byte, change func(*pa
 	w.ends = append(w.ends, func() { c.conn.Close() })
 	go c.read()
 	c.conn.Write(w.connectBytes(t, "root", id, func(pk *packets.Packet) {
-		pk.ProtocolVersion = version
+		pk.ProtocolVersion, pk.Connect.Keepalive = version, 0
 		pk.Connect.Password = []byte(w.token(token.Principal{User: "root", Role: token.RoleAdmin}))
 		if version < 5 { // where a password needs a user name [MQTT-3.1.2-22 of 3.1.1]
 			pk.Connect.UsernameFlag, pk.Connect.Username = true, []byte("root")
@@ -115,7 +115,7 @@ func (c *wire) read() {
 // send writes one packet.
 func (c *wire) send(pk packets.Packet) {
 	c.t.Helper()
-	pk.ProtocolVersion = c.version
+	pk.ProtocolVersion, pk.Mods.AllowResponseInfo = c.version, true
 	var b bytes.Buffer
 	err := map[byte]func(*bytes.Buffer) error{
 		packets.Publish: pk.PublishEncode, packets.Puback: pk.PubackEncode, packets.Pubrec: pk.PubrecEncode,
@@ -326,6 +326,7 @@ func (c *wire) same(pk packets.Packet, topic, payload string, qos byte) {
 func (c *wire) bye() {
 	c.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}})
 	c.closed(time.Second)
+	settle(100 * time.Millisecond)
 }
 
 // cut breaks the connection.

@@ -131,10 +131,11 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 	pk.Mods.DisallowProblemInfo = false
 	switch {
 	case pk.ReasonCode < packets.ErrUnspecifiedError.Code:
+	case cl.Properties.ProtocolVersion < 3 || cl.Properties.ProtocolVersion > 5:
+		// Said in 3.1.1's way, which every client knows (its section 3.1.2.2).
+		pk.ReasonCode = v3Connack(packets.ErrUnsupportedProtocolVersion.Code)
 	case cl.Properties.ProtocolVersion < 5:
 		pk.ReasonCode = v3Connack(pk.ReasonCode) // one that mochi has no translation for
-	case cl.Properties.ProtocolVersion > 5: // said in the way of those who know no other (MQTT 3.1.1, section 3.1.2.2)
-		pk.ReasonCode = v3Connack(packets.ErrUnsupportedProtocolVersion.Code)
 	}
 	if pk.ReasonCode != packets.CodeSuccess.Code {
 		return pk
