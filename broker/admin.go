@@ -71,13 +71,16 @@ func (b *Broker) beginAdmin(c *client, clean bool) error {
 	subs := slices.Clone(s.subs)
 	s.mu.Unlock()
 	c.admin = s
-	b.restoreFilters(c.cl, subs)
+	b.restoreFilters(c.cl, slices.DeleteFunc(subs, func(f subscription) bool {
+		_, shared := f.shared() // as in subscribedAdmin
+		return shared
+	}))
 	b.limitAdminSessions("/" + c.who().User + "/")
 	return nil
 }
 
-// over reports whether the session has ended: a connection that goes away
-// unnoticed leaves an owner.
+// over reports whether the session has ended, or does with the connection that
+// it has.
 func (s *adminSession) over(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

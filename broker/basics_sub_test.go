@@ -91,8 +91,8 @@ func TestBasicsUnsubscribe(t *testing.T) {
 	})
 }
 
-// TestBasicsUnsubscribeOfUsers: the same for everybody else.
-func TestBasicsUnsubscribeOfUsers(t *testing.T) {
+// TestBasicsFiltersOfUsers: the same for everybody else.
+func TestBasicsFiltersOfUsers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		filter := "pairs/" + w.pair.ID + "/live/#"
 		as := func(user string) func(*packets.Packet) {
@@ -107,6 +107,10 @@ func TestBasicsUnsubscribeOfUsers(t *testing.T) {
 		}
 		if codes := ann.unsubscribe(filter); codes[0] != 0 {
 			t.Errorf("0x%02X for one's own, want 0", codes[0])
+		}
+		// One filter like this would hold mochi's index for minutes.
+		if codes := ann.subscribe(packets.Subscription{Filter: "pairs/" + w.pair.ID + strings.Repeat("/", 60_000)}); codes[0] != 0x8F {
+			t.Errorf("0x%02X for a filter of 60,000 levels, want 0x8F", codes[0])
 		}
 	})
 }
@@ -201,15 +205,20 @@ func TestBasicsFilters(t *testing.T) {
 // [MQTT-4.7.2-1].
 func TestBasicsSys(t *testing.T) {
 	eachVersion(t, func(t *testing.T, w *world, version byte) {
-		wild, sys := w.admin(t, "wild", version, nil), w.admin(t, "sys", version, nil)
+		wild, sys := w.admin(t, "wild", version, keeps(time.Hour)), w.admin(t, "sys", version, nil)
 		for _, f := range []string{"#", "+/#", "$share/g/#"} {
 			wild.listens(f, 1)
 		}
+		again := w.admin(t, "again", version, keeps(time.Hour))
+		again.listens("$share/h/#", 1)
+		again.cut()
+		again = w.admin(t, "again", version, keeps(time.Hour))
 		sys.listens("$SYS/broker/version", 1)
 		sys.want(packets.Publish)
 		settle(11 * time.Minute) // the next round of values
 		sys.want(packets.Publish)
 		wild.quiet()
+		again.quiet()
 		// MQTT 5 is told why; 3.1.1 can only be closed, or be told a lie.
 		sys.send(publishOf("$SYS/broker/version", "mine", 1, 5))
 		if version < 5 {

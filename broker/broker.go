@@ -12,7 +12,8 @@
 // are made by the broker and computed when they are asked for (retained.go).
 //
 // It is not a general broker: topics outside pairs/ and users/ are for the
-// admin role alone: plain MQTT up to QoS 2, in memory (admin.go, general.go).
+// admin role alone: plain MQTT up to QoS 2, in memory (admin.go,
+// general.go). Wills are the broker's own, not mochi's (will.go).
 //
 // A Broker is safe for concurrent use. Its goroutines are those of the
 // connections that ServeConn and Serve were given, and Run's.
