@@ -27,6 +27,7 @@ type adminSession struct {
 
 	mu      sync.Mutex // guards the fields below; b.mu is taken before it
 	owner   *client    // nil while offline
+	held    bool       // a SUBACK is due before anything else
 	expiry  time.Duration
 	offline time.Time // since when without a connection
 	subs    []subscription
@@ -67,7 +68,7 @@ func (b *Broker) beginAdmin(c *client, clean bool) error {
 		c.present = true
 	}
 	s.mu.Lock()
-	s.owner, s.expiry = c, b.grantedExpiry(c.cl)
+	s.owner, s.held, s.expiry = c, false, b.grantedExpiry(c.cl)
 	subs := slices.Clone(s.subs)
 	s.mu.Unlock()
 	c.admin = s
@@ -148,6 +149,8 @@ func (b *Broker) expireAdmins(now time.Time) {
 // subscribedAdmin keeps the filters that a SUBSCRIBE was granted, before
 // SUBACK is written.
 func (b *Broker) subscribedAdmin(c *client, pk packets.Packet, codes []byte) {
+	b.routing.Lock()
+	defer b.routing.Unlock()
 	for i, f := range pk.Filters {
 		if codes[i] >= packets.ErrUnspecifiedError.Code {
 			continue
@@ -165,9 +168,17 @@ func (b *Broker) subscribedAdmin(c *client, pk packets.Packet, codes []byte) {
 			continue // and gets no retained messages (MQTT 5, section 4.8.2)
 		}
 		if f.RetainHandling == 0 || f.RetainHandling == 1 && !existed {
-			c.retain = append(c.retain, sub)
+			b.sendKept(c.admin, sub)
 		}
 	}
+}
+
+// hold keeps messages back while a SUBSCRIBE is processed: retained ones follow
+// its SUBACK.
+func (s *adminSession) hold(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = on
 }
 
 // put adds or replaces a filter; not ok when there are too many.
@@ -233,6 +244,9 @@ func (s *adminSession) next(c *client, now time.Time) (d delivery, again, ok boo
 	defer s.mu.Unlock()
 	if s.owner != c {
 		return d, false, false, errStopped
+	}
+	if s.held {
+		return d, false, false, nil
 	}
 	open := 0
 	var old *delivery

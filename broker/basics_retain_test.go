@@ -209,3 +209,26 @@ func TestBasicsProperties(t *testing.T) {
 		}
 	})
 }
+
+// TestBasicsRetainedAndLive: a publish beside a SUBSCRIBE comes once, after what
+// was retained before it, and SUBACK comes first.
+func TestBasicsRetainedAndLive(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		pub, sub := w.admin(t, "pub", 5, nil), w.admin(t, "sub", 5, nil)
+		for i := range 200 {
+			topic := fmt.Sprint("t/", i)
+			pub.publish(topic, "old", 1, retained)
+			sub.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: 1, Filters: packets.Subscriptions{{Filter: topic, Qos: 1}}})
+			pub.publish(topic, "new", 1, retained)
+			sub.want(packets.Suback)
+			got := ""
+			for pk, _, ok := sub.next(time.Millisecond); ok; pk, _, ok = sub.next(time.Millisecond) {
+				sub.ack(packets.Puback, pk.PacketID, 0)
+				got += string(pk.Payload)
+			}
+			if got != "oldnew" && got != "new" {
+				t.Fatalf("round %d: got %q, want old and new or new alone", i, got)
+			}
+		}
+	})
+}

@@ -61,6 +61,12 @@ func TestBasicsWill(t *testing.T) {
 					c.cut() // which has no such code
 				}
 			}, true},
+			"DISCONNECT 0x04 alone": {func(c *wire) { // as paho-python sends it
+				if c.conn.Write([]byte{0xE0, 1, 0x04}); version < 5 {
+					c.cut()
+				}
+			}, true},
+			"goodbye 0x00 alone": {func(c *wire) { c.conn.Write([]byte{0xE0, 1, 0x00}); c.closed(time.Second) }, false},
 			"DISCONNECT 0x80": {func(c *wire) {
 				if c.disconnect(0x80, -1); version < 5 {
 					c.cut()

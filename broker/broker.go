@@ -59,6 +59,9 @@ type Broker struct {
 	started time.Time
 
 	kept kept // retained messages outside pairs/
+	// routing is held for reading by publishes outside pairs/, and by a
+	// SUBSCRIBE, which gets each message once: retained, or live after it.
+	routing sync.RWMutex
 
 	conns sync.WaitGroup // every connection that is being served
 

@@ -45,6 +45,7 @@ type conn struct {
 
 	// What follows is used on the reader's goroutine only.
 	first    firstPacket
+	last     byte      // the newest byte that was read
 	deadline time.Time // of the packet that is being read; zero: no keepalive
 	received int       // bytes since deadline was set
 
@@ -61,6 +62,7 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, ferr
 		}
 		c.received += n
+		c.last = p[n-1]
 		c.Conn.SetReadDeadline(c.packetDeadline())
 	}
 	return n, err

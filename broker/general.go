@@ -82,6 +82,8 @@ func (b *Broker) publishGeneral(c *client, r *reply, pk packets.Packet) {
 // route keeps m where it is retained and gives it to every session whose
 // filters match.
 func (b *Broker) route(m *message) error {
+	b.routing.RLock()
+	defer b.routing.RUnlock()
 	if m.retain {
 		if err := b.kept.set(m); err != nil {
 			return err
@@ -145,13 +147,11 @@ func (b *Broker) allAdminSessions() []*adminSession {
 	return out
 }
 
-// sendKept queues the retained messages that each of subs matches, after
-// SUBACK: one copy per filter (MQTT 5, section 3.3.1.3).
-func (b *Broker) sendKept(c *client, subs []subscription) {
-	for i := range subs {
-		for _, m := range b.kept.matching(subs[i].Filter, time.Now()) {
-			b.offer(c.admin, m, subs[i:i+1], true)
-		}
+// sendKept queues the retained messages that a new filter matches (MQTT 5,
+// section 3.3.1.3).
+func (b *Broker) sendKept(s *adminSession, sub subscription) {
+	for _, m := range b.kept.matching(sub.Filter, time.Now()) {
+		b.offer(s, m, []subscription{sub}, true)
 	}
 }
 

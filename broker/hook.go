@@ -83,6 +83,12 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 		return pk, packets.ErrRejectPacket
 	}
 	switch pk.FixedHeader.Type {
+	case packets.Disconnect:
+		if c.v5() && pk.FixedHeader.Remaining == 1 {
+			// A reason code alone (section 3.14.2.2.1), which mochi reads past;
+			// nothing follows it [MQTT-3.14.4-1].
+			pk.ReasonCode = c.nc.last
+		}
 	case packets.Puback, packets.Pubrec, packets.Pubrel, packets.Pubcomp:
 		if c.admin != nil {
 			if err := c.handshake(pk); err != nil {
@@ -177,8 +183,8 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 		}
 	case packets.Subscribe:
 		if c.admin != nil {
-			h.b.sendKept(c, c.retain)
-			c.retain = nil
+			c.admin.hold(false)
+			c.poke()
 		}
 	}
 	if c.sess == nil {
@@ -201,6 +207,9 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 // emptied: that is the one that mochi always refuses (0x8F).
 func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	c := clientOf(cl)
+	if c != nil && c.admin != nil {
+		c.admin.hold(true)
+	}
 	for i := range pk.Filters {
 		f := &pk.Filters[i]
 		if c != nil && c.sess != nil {
