@@ -18,8 +18,9 @@ import (
 // section 3.1.3.1); ours go as far as the contract's ids.
 const maxClientIDBytes = moment.MaxIDBytes
 
-// maxWillDelay is the longest Will Delay Interval that is kept to, in seconds.
-const maxWillDelay = 300
+// maxKeepAlive is the longest Keep Alive that mochi waits one and a half times
+// for: its 16 bits run over beyond it, and clients would be cut early.
+const maxKeepAlive = 1<<16*2/3 - 1
 
 // connect decides about a CONNECT: who it is, which session it gets, and what
 // CONNACK says. An error has been answered already.
@@ -42,6 +43,9 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 		b.metrics.overLimit.Inc()
 		return b.refuseConnect(cl, code)
 	}
+	if pk.Connect.WillQos != 0 { // without a will [MQTT-3.1.2-11]
+		return b.refuseConnect(cl, packets.ErrMalformedFlags)
+	}
 	raw, code, ok := connectToken(pk)
 	if !ok {
 		return b.refuseConnect(cl, code)
@@ -59,8 +63,8 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	if code, ok := b.nameSession(c, strings.Clone(pk.Connect.ClientIdentifier)); !ok {
 		return b.refuseConnect(cl, code)
 	}
-	if err := b.checkWill(c); err != nil {
-		return b.refuseConnect(cl, packets.Code{Code: packets.ErrNotAuthorized.Code, Reason: "will: " + err.Error()})
+	if code, ok := b.checkWill(c, nc.will); !ok {
+		return b.refuseConnect(cl, code)
 	}
 	if !b.limits.join(who.User) {
 		b.metrics.overLimit.Inc()
@@ -69,11 +73,17 @@ func (b *Broker) connect(cl *mqtt.Client, pk packets.Packet) error {
 	cl.Properties.Props.TopicAliasMaximum = 0 // facts-mochi.md, 6
 	nc.client = c                             // from here on ServeConn detaches it
 	b.attach(c)
-	if who.Role != token.RoleAdmin {
-		if err := b.begin(c, pk.Connect.Clean); err != nil {
-			b.log.Error("session not begun", "client", cl.ID, "error", err)
-			return b.refuseConnect(cl, packets.Code{Code: packets.ErrServerBusy.Code, Reason: "the session cannot be stored: " + publicReason(err)})
-		}
+	begin := b.begin
+	if who.Role == token.RoleAdmin {
+		begin = b.beginAdmin
+	}
+	if err := begin(c, pk.Connect.Clean); err != nil {
+		b.log.Error("session not begun", "client", cl.ID, "error", err)
+		return b.refuseConnect(cl, packets.Code{Code: packets.ErrServerBusy.Code, Reason: "the session cannot be stored: " + publicReason(err)})
+	}
+	b.recallWill(c)
+	if cl.State.Keepalive > maxKeepAlive {
+		cl.State.Keepalive, cl.State.ServerKeepalive = maxKeepAlive, true
 	}
 	c.endWithToken()
 	return nil
@@ -114,7 +124,8 @@ func v3Connack(code byte) byte {
 	switch code {
 	case packets.ErrUnsupportedProtocolVersion.Code:
 		return 0x01
-	case packets.ErrClientIdentifierNotValid.Code:
+	case packets.ErrClientIdentifierNotValid.Code,
+		packets.ErrUnspecifiedError.Code: // mochi's for an empty client id without clean session
 		return 0x02
 	case packets.ErrServerBusy.Code, packets.ErrServerUnavailable.Code, packets.ErrQuotaExceeded.Code, packets.ErrConnectionRateExceeded.Code:
 		return 0x03
@@ -183,39 +194,11 @@ func (b *Broker) nameSession(c *client, name string) (packets.Code, bool) {
 	}
 	c.cl.ID = c.who().User + "/" + name
 	if c.who().Role == token.RoleAdmin {
-		// Their sessions are mochi's: whoever has the same names and another
+		// Their sessions are of another kind: whoever has the same names and another
 		// role must not inherit what waits in one. No user's id is empty.
 		c.cl.ID = "/" + c.cl.ID
 	}
 	return packets.Code{}, true
-}
-
-// checkWill refuses a will that the client could not publish itself: mochi
-// publishes wills past the ACL. Wills on a pair's tree are limited to live
-// topics; anything durable must be acknowledged to somebody.
-func (b *Broker) checkWill(c *client) error {
-	w := c.cl.Properties.Will
-	if w.Flag == 0 {
-		return nil
-	}
-	t, err := moment.ParseTopic(w.TopicName)
-	if err != nil {
-		return err
-	}
-	if err := b.mayPublish(c.can.Load(), t); err != nil {
-		return fmt.Errorf("topic %q: %w", w.TopicName, err)
-	}
-	switch t.Class {
-	case moment.ClassOther, moment.ClassLive:
-	default:
-		return fmt.Errorf("topic %q: a will may only be a live topic", w.TopicName)
-	}
-	if len(w.Payload) > maxSmallBytes && t.Class == moment.ClassLive {
-		return fmt.Errorf("payload of %d bytes is too large (at most %d)", len(w.Payload), maxSmallBytes)
-	}
-	// mochi keeps a delayed will in memory, also when its session has ended.
-	c.cl.Properties.Will.WillDelayInterval = min(w.WillDelayInterval, maxWillDelay)
-	return nil
 }
 
 // ownsDevice returns the check that a device belongs to one of pair's users.

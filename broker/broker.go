@@ -12,7 +12,8 @@
 // are made by the broker and computed when they are asked for (retained.go).
 //
 // It is not a general broker: topics outside pairs/ and users/ are for the
-// admin role alone and take mochi's own path, in memory.
+// admin role alone: plain MQTT up to QoS 2, in memory (admin.go,
+// general.go). Wills are the broker's own, not mochi's (will.go).
 //
 // A Broker is safe for concurrent use. Its goroutines are those of the
 // connections that ServeConn and Serve were given, and Run's.
@@ -57,6 +58,11 @@ type Broker struct {
 	limits  *limiter
 	started time.Time
 
+	kept kept // retained messages outside pairs/
+	// routing is held for reading by publishes outside pairs/, and by a
+	// SUBSCRIBE, which gets each message once: retained, or live after it.
+	routing sync.RWMutex
+
 	conns sync.WaitGroup // every connection that is being served
 
 	mu       sync.RWMutex       // guards the fields below
@@ -65,10 +71,13 @@ type Broker struct {
 	sessions map[string]*session
 	users    map[string]*user
 	admins   map[*client]bool
-	serial   uint64
-	closing  bool
-	dirty    map[ledger.LogID]bool // logs that a trim may find something in
-	unsaved  map[*session]bool     // sessions whose offline time is not on disk
+	// adminSessions are kept apart from sessions: they end with the process.
+	adminSessions map[string]*adminSession
+	wills         map[string]*pendingWill // by session id
+	serial        uint64
+	closing       bool
+	dirty         map[ledger.LogID]bool // logs that a trim may find something in
+	unsaved       map[*session]bool     // sessions whose offline time is not on disk
 
 	unwatch func()
 	// changes wakes Run for registry changes that need disk work.
@@ -94,18 +103,21 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 	}
 	b := &Broker{
 		cfg: cfg, deps: deps, log: deps.Log,
-		metrics:  newCounters(),
-		limits:   newLimiter(cfg.Limits),
-		open:     map[net.Conn]bool{},
-		clients:  map[string]*client{},
-		sessions: map[string]*session{},
-		users:    map[string]*user{},
-		admins:   map[*client]bool{},
-		started:  time.Now().UTC(),
-		dirty:    map[ledger.LogID]bool{},
-		unsaved:  map[*session]bool{},
-		changes:  make(chan struct{}, 1),
-		settled:  make(chan struct{}),
+		metrics:       newCounters(),
+		limits:        newLimiter(cfg.Limits),
+		open:          map[net.Conn]bool{},
+		clients:       map[string]*client{},
+		sessions:      map[string]*session{},
+		users:         map[string]*user{},
+		admins:        map[*client]bool{},
+		adminSessions: map[string]*adminSession{},
+		wills:         map[string]*pendingWill{},
+		kept:          kept{messages: map[string]*message{}},
+		started:       time.Now().UTC(),
+		dirty:         map[ledger.LogID]bool{},
+		unsaved:       map[*session]bool{},
+		changes:       make(chan struct{}, 1),
+		settled:       make(chan struct{}),
 	}
 	b.mq = mqtt.New(&mqtt.Options{
 		Logger:                   slog.New(quiet{deps.Log.Handler()}),
@@ -166,6 +178,7 @@ func (b *Broker) closeAll() {
 
 func (b *Broker) shutdown(ctx context.Context) error {
 	b.unwatch()
+	defer b.dropWills()
 	b.mu.Lock()
 	b.closing = true
 	var open []*client

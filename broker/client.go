@@ -12,7 +12,6 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/ledger"
-	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
 )
@@ -34,7 +33,8 @@ type client struct {
 	ctx    context.Context
 	token  atomic.Pointer[token.Principal] // the newest; its user, device and role never change
 	serial uint64
-	sess   *session // nil for an admin, whose sessions are mochi's
+	sess   *session      // nil for an admin
+	admin  *adminSession // nil for everybody else
 	window int
 
 	can    atomic.Pointer[rights]
@@ -60,6 +60,11 @@ type client struct {
 	// its filters, or some, are not granted; used on the reader's goroutine only.
 	retain  []subscription
 	refusal string
+	// will is what is published unless the client says goodbye; used on the
+	// reader's goroutine and, after it, by detach.
+	will *will
+	// unsubscribed are the reason codes for the UNSUBACK that is due; likewise.
+	unsubscribed []byte
 	// present is what CONNACK says about the session.
 	present bool
 }
@@ -145,6 +150,7 @@ func (b *Broker) attach(c *client) {
 // established starts the pump; CONNACK has been written.
 func (b *Broker) established(c *client) {
 	b.metrics.connects.Inc()
+	c.will = c.nc.will
 	if c.sess != nil {
 		c.watchLogs()
 	}
@@ -185,10 +191,14 @@ func (b *Broker) detach(c *client) {
 	c.watches = nil
 	c.mu.Unlock()
 	c.settleReplies()
-	if c.sess != nil {
+	b.leaveWill(c)
+	switch {
+	case c.sess != nil:
 		b.release(c)
-		b.forgetClient(c)
+	case c.admin != nil:
+		b.releaseAdmin(c)
 	}
+	b.forgetClient(c)
 	b.mu.Lock()
 	if b.clients[c.cl.ID] == c {
 		delete(b.clients, c.cl.ID)
@@ -337,12 +347,11 @@ func (c *client) matchLive(topic string, latest, own bool) (ok bool, ids []int, 
 	if c.sess != nil {
 		return c.sess.matchLive(topic, latest, own)
 	}
-	for _, f := range c.cl.State.Subscriptions.GetAll() {
-		if !latest && moment.Match(f.Filter, topic) && !(f.NoLocal && own) {
-			ok, rap = true, rap || f.RetainAsPublished
-		}
+	if latest {
+		return false, nil, false
 	}
-	return ok, nil, rap
+	ok, _, ids, rap = matchFilters(c.admin.filters(), topic, false, own)
+	return ok, ids, rap
 }
 
 // audience returns the connected clients of users, and the admins.

@@ -37,12 +37,14 @@ const (
 type conn struct {
 	net.Conn
 	ctx    context.Context // of the connection's storage work; outlives a shutdown's start
+	will   *will           // of the CONNECT, likewise
 	client *client         // set in OnConnect, on the reader's goroutine
 
 	// What follows is used on the reader's goroutine only.
 	in       inbound
 	begun    bool      // the first packet is a CONNECT
 	largest  int       // packet that is read whole
+	last     byte      // the newest byte that mochi has read
 	deadline time.Time // of the packet that is being read; zero: no keepalive
 	received int       // bytes since deadline was set
 

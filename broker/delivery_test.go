@@ -76,7 +76,7 @@ func TestWindow(t *testing.T) {
 		ann := w.connect("ann", nil)
 		defer ann.end()
 		sub := packets.Subscription{Filter: w.photosOf("ann")[0].Filter, Qos: 1}
-		var all []*wire
+		var all []*packetClient
 		for _, tc := range []struct {
 			name    string
 			connect func(*packets.Packet)

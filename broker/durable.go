@@ -47,10 +47,14 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 			err = fmt.Errorf("topic %q: %w", pk.TopicName, err)
 		}
 	}
-	if err == nil && t.Class == moment.ClassOther {
-		return pk, nil // an admin's own topic: mochi's path
-	}
-	if pk.FixedHeader.Qos == 2 && c.v5() && !can.admin {
+	again := false
+	if pk.FixedHeader.Qos == 2 && c.admin != nil {
+		var over bool
+		if again, over = c.admin.repeated(pk.PacketID); over && c.v5() {
+			c.end(packets.ErrReceiveMaximum)
+			return pk, packets.ErrRejectPacket
+		}
+	} else if pk.FixedHeader.Qos == 2 && c.v5() {
 		c.end(packets.ErrQosNotSupported) // CONNACK said Maximum QoS 1
 		return pk, packets.ErrRejectPacket
 	}
@@ -61,12 +65,24 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 	switch {
 	case err != nil:
 		c.refuse(r, refusal(packets.ErrNotAuthorized, err))
+	case again: // it was taken, and is not passed on twice [MQTT-4.3.3-10]
+		c.answer(r, packets.CodeSuccess, false, nil)
 	case t.Class == moment.ClassMoment:
 		b.append(c, r, t, pk)
+	case t.Class == moment.ClassOther:
+		b.publishGeneral(c, r, pk)
 	default:
 		b.publishSmall(c, r, t, pk)
 	}
 	return pk, packets.ErrRejectPacket
+}
+
+// refuseName answers a publish on a topic that only the server has, $SYS, or
+// that is none: mochi drops it without a word.
+func (b *Broker) refuseName(c *client, pk packets.Packet) {
+	if r := c.expect(pk); r != nil {
+		c.refuse(r, refusal(packets.ErrTopicNameInvalid, fmt.Errorf("nothing may be published to topic %q", pk.TopicName)))
+	}
 }
 
 // slowDown makes a publisher over its user's rate wait, which holds back its
@@ -120,6 +136,9 @@ func (c *client) expect(pk packets.Packet) *reply {
 
 // answer completes r and lets the pump write it. It never blocks.
 func (c *client) answer(r *reply, code packets.Code, dup bool, after func() error) {
+	if r.qos == 2 && c.admin != nil && code.Code < packets.ErrUnspecifiedError.Code {
+		c.admin.receive(r.id)
+	}
 	c.mu.Lock()
 	r.code, r.dup, r.after, r.ready = code, dup, after, true
 	c.mu.Unlock()

@@ -242,7 +242,7 @@ func TestNoLocalByClient(t *testing.T) {
 		phone, tablet := w.wire("ann", "phone", nil), w.wire("ann", "tablet", nil)
 		phone.subscribe(sub...)
 		phone.await(time.Second)
-		note := func(c *wire, id, device string) {
+		note := func(c *packetClient, id, device string) {
 			c.publish(packets.Packet{
 				FixedHeader: packets.FixedHeader{Qos: 1}, PacketID: 1, TopicName: "pairs/" + w.pair.ID + "/notes/ann/" + id, Payload: []byte("x"),
 				Properties: packets.Properties{User: []packets.UserProperty{{Key: "device", Val: device}}},

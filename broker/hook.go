@@ -1,12 +1,13 @@
 package broker
 
 import (
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
-	"pairsync/internal/moment"
 	"pairsync/internal/token"
 )
 
@@ -25,7 +26,7 @@ func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
 		mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed,
-		mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnAuthPacket, mqtt.OnWill, mqtt.OnClientExpired:
+		mqtt.OnUnsubscribe, mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnAuthPacket:
 		return true
 	}
 	return false
@@ -62,51 +63,109 @@ func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	h.b.established(clientOf(cl))
 }
 
-// OnPacketRead takes an empty user name or password of a CONNECT for none,
-// which it may be (MQTT 5, section 3.1.3.6); mochi calls it a violation. A
-// large PUBLISH gets its payload back.
+// OnPacketRead sees every packet before mochi acts on it. It takes an empty
+// user name or password of a CONNECT for none, which it may be (MQTT 5, section
+// 3.1.3.6); mochi calls it a violation. It takes wills and admins' handshakes
+// away from mochi, ends connections whose packets mochi would let pass, and
+// gives a large PUBLISH its payload.
 func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	c := clientOf(cl)
+	if c == nil {
+		if nc, ok := cl.Net.Conn.(*conn); ok && pk.FixedHeader.Type == packets.Connect {
+			pk.Connect.UsernameFlag = len(pk.Connect.Username) > 0
+			pk.Connect.PasswordFlag = len(pk.Connect.Password) > 0
+			nc.will = takeWill(&pk)
+		}
+		return pk, nil
+	}
+	if code, bad := violation(&pk); bad {
+		if c.v5() {
+			_ = h.b.mq.DisconnectClient(cl, code) // it ends in any case
+		}
+		return pk, packets.ErrRejectPacket
+	}
 	switch pk.FixedHeader.Type {
 	case packets.Publish:
-		if c := clientOf(cl); c != nil {
-			if body := c.nc.in.claim(); body != nil {
-				pk.Payload = body
-				atomic.AddInt64(&h.b.mq.Info.BytesReceived, int64(len(body)))
-			}
+		if body := c.nc.in.claim(); body != nil {
+			pk.Payload = body
+			atomic.AddInt64(&h.b.mq.Info.BytesReceived, int64(len(body)))
 		}
-	case packets.Connect:
-		pk.Connect.UsernameFlag = len(pk.Connect.Username) > 0
-		pk.Connect.PasswordFlag = len(pk.Connect.Password) > 0
+	case packets.Disconnect:
+		if c.v5() && pk.FixedHeader.Remaining == 1 {
+			// A reason code alone (section 3.14.2.2.1), which mochi reads past;
+			// nothing follows it [MQTT-3.14.4-1].
+			pk.ReasonCode = c.nc.last
+		}
+	case packets.Puback, packets.Pubrec, packets.Pubrel, packets.Pubcomp:
+		if c.admin != nil {
+			if err := c.handshake(pk); err != nil {
+				return pk, packets.ErrRejectPacket
+			}
+			// mochi has nothing to do for a PUBACK that it knows nothing of.
+			return packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}}, nil
+		}
 	}
 	return pk, nil
 }
 
-// OnPacketEncode completes CONNACK and SUBACK with what mochi leaves out.
+// violation returns the reason code of a protocol error that mochi overlooks.
+func violation(pk *packets.Packet) (packets.Code, bool) {
+	bad := false
+	switch pk.FixedHeader.Type {
+	case packets.Auth:
+		bad = pk.ProtocolVersion < 5 // no packet of 3.1.1
+	case packets.Publish:
+		bad = pk.Properties.PayloadFormat > 1 || strings.ContainsAny(pk.Properties.ResponseTopic, "+#") // [MQTT-3.3.2-14]
+	case packets.Subscribe:
+		ids := pk.Properties.SubscriptionIdentifier
+		bad = len(ids) > 1 || len(ids) == 1 && ids[0] == 0 // section 3.8.2.1.2
+		for _, f := range pk.Filters {
+			// [MQTT-3.8.3-4], and section 3.8.3.1 for the reserved value.
+			bad = bad || f.NoLocal && mqtt.IsSharedFilter(f.Filter) || f.RetainHandling > 2
+		}
+	}
+	return packets.ErrProtocolViolation, bad
+}
+
+// OnPacketEncode completes CONNACK, SUBACK and UNSUBACK with what mochi leaves
+// out.
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
-	if pk.FixedHeader.Type == packets.Suback {
-		if c := clientOf(cl); c != nil && c.refusal != "" {
+	c := clientOf(cl)
+	switch pk.FixedHeader.Type {
+	case packets.Suback:
+		if c != nil && c.refusal != "" {
 			pk.Properties.ReasonString, c.refusal = c.refusal, ""
 		}
-		return pk
+	case packets.Publish, packets.Disconnect:
+		pk.Mods.DisallowProblemInfo = false // it is about other packets [MQTT-3.1.2-29]
+	case packets.Unsuback:
+		if c != nil && len(c.unsubscribed) == len(pk.ReasonCodes) {
+			pk.ReasonCodes = c.unsubscribed
+		}
 	}
 	if pk.FixedHeader.Type != packets.Connack {
 		return pk
 	}
-	if pk.ReasonCode >= packets.ErrUnspecifiedError.Code && cl.Properties.ProtocolVersion < 5 {
+	pk.Mods.DisallowProblemInfo = false
+	switch {
+	case pk.ReasonCode < packets.ErrUnspecifiedError.Code:
+	case cl.Properties.ProtocolVersion < 3 || cl.Properties.ProtocolVersion > 5:
+		// Said in 3.1.1's way, which every client knows (its section 3.1.2.2).
+		pk.ReasonCode = v3Connack(packets.ErrUnsupportedProtocolVersion.Code)
+	case cl.Properties.ProtocolVersion < 5:
 		pk.ReasonCode = v3Connack(pk.ReasonCode) // one that mochi has no translation for
 	}
 	if pk.ReasonCode != packets.CodeSuccess.Code {
 		return pk
 	}
-	c := clientOf(cl)
 	if c == nil {
 		return pk
 	}
 	p := &pk.Properties
+	pk.SessionPresent = c.present
 	p.MaximumPacketSize = h.b.maxPacket()
 	p.AuthenticationMethod = cl.Properties.Props.AuthenticationMethod // the same as asked for (MQTT 5, 4.12)
 	if c.who().Role != token.RoleAdmin {
-		pk.SessionPresent = c.present
 		p.MaximumQos, p.MaximumQosFlag = 1, true
 		p.SharedSubAvailable, p.SharedSubAvailableFlag = 0, true
 	}
@@ -118,10 +177,29 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 }
 
 // OnPacketProcessed sees every PUBACK, also for ids that mochi does not know,
-// and the end of every SUBSCRIBE.
+// the end of every SUBSCRIBE, the goodbyes, and the publishes that mochi drops
+// without an answer.
 func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) {
 	c := clientOf(cl)
-	if c == nil || c.sess == nil || err != nil {
+	if c == nil || err != nil {
+		return
+	}
+	switch pk.FixedHeader.Type {
+	case packets.Disconnect:
+		if pk.ReasonCode == packets.CodeSuccess.Code {
+			c.will = nil // [MQTT-3.14.4-3]
+		}
+	case packets.Publish:
+		if !mqtt.IsValidFilter(pk.TopicName, true) {
+			h.b.refuseName(c, pk)
+		}
+	case packets.Subscribe:
+		if c.admin != nil {
+			c.admin.hold(false)
+			c.poke()
+		}
+	}
+	if c.sess == nil {
 		return
 	}
 	switch pk.FixedHeader.Type {
@@ -139,14 +217,21 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	}
 }
 
-// OnSubscribe grants QoS 2 as QoS 1 to all but admins.
+// OnSubscribe grants QoS 2 as QoS 1 to all but admins. An invalid filter is
+// emptied: that is the one that mochi always refuses (0x8F).
 func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	c := clientOf(cl)
-	if c == nil || c.sess == nil {
-		return pk
+	if c != nil && c.admin != nil {
+		c.admin.hold(true)
 	}
 	for i := range pk.Filters {
-		pk.Filters[i].Qos = min(pk.Filters[i].Qos, 1)
+		f := &pk.Filters[i]
+		if c != nil && c.sess != nil {
+			f.Qos = min(f.Qos, 1)
+		}
+		if !validFilter(f.Filter) {
+			f.Filter = ""
+		}
 	}
 	return pk
 }
@@ -154,17 +239,42 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 // OnSubscribed keeps the granted filters, before SUBACK; a filter that cannot
 // be kept is refused in reasonCodes.
 func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []byte) {
-	if c := clientOf(cl); c != nil && c.sess != nil {
+	switch c := clientOf(cl); {
+	case c == nil:
+	case c.sess != nil:
 		h.b.subscribed(c, pk, reasonCodes)
+	default:
+		h.b.subscribedAdmin(c, pk, reasonCodes)
 	}
+}
+
+// OnUnsubscribe finds out which of the filters there are: mochi takes another
+// client's for this one's.
+func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	c := clientOf(cl)
+	if c == nil {
+		return pk
+	}
+	have := c.filters()
+	c.unsubscribed = make([]byte, len(pk.Filters))
+	for i, f := range pk.Filters {
+		if !slices.ContainsFunc(have, func(s subscription) bool { return s.Filter == f.Filter }) {
+			c.unsubscribed[i] = packets.CodeNoSubscriptionExisted.Code
+		}
+	}
+	return pk
 }
 
 // OnUnsubscribed drops the filters of an UNSUBSCRIBE. mochi also calls it when
 // it clears a client out, which says nothing about our session: that call
 // carries no packet id.
 func (h *hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
-	if c := clientOf(cl); c != nil && c.sess != nil && pk.PacketID != 0 {
+	switch c := clientOf(cl); {
+	case c == nil || pk.PacketID == 0:
+	case c.sess != nil:
 		h.b.unsubscribed(c, pk)
+	default:
+		c.admin.remove(pk)
 	}
 }
 
@@ -180,16 +290,3 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 func (h *hook) OnAuthPacket(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	return pk, h.b.reauthenticate(clientOf(cl), pk)
 }
-
-// OnWill makes a will on a pair's tree what every live message is: QoS 0 and
-// not retained. At QoS 1 mochi's packet ids would clash with the pump's.
-func (h *hook) OnWill(_ *mqtt.Client, will mqtt.Will) (mqtt.Will, error) {
-	if t, err := moment.ParseTopic(will.TopicName); err != nil || t.Class != moment.ClassOther {
-		will.Qos, will.Retain = 0, false
-	}
-	return will, nil
-}
-
-// OnClientExpired clears an expired admin session, whose subscriptions mochi
-// would leave behind.
-func (h *hook) OnClientExpired(cl *mqtt.Client) { h.b.mq.UnsubscribeClient(cl) }

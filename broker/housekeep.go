@@ -43,6 +43,7 @@ func (b *Broker) housekeep(ctx context.Context) error {
 		case <-sweep.C:
 			err = b.markAll(ctx)
 		case <-expire.C:
+			b.expireAdmins(time.Now())
 			err = b.expireSessions(ctx)
 		}
 		if err != nil && ctx.Err() == nil {

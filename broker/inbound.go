@@ -53,6 +53,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 	}
 	in.left -= n
+	c.last = p[n-1]
 	return n, nil
 }
 

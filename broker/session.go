@@ -289,19 +289,28 @@ func (s *session) put(f subscription) (existed bool) {
 func (s *session) matchLive(topic string, latest, own bool) (ok bool, ids []int, rap bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := range s.subs {
-		f := &s.subs[i]
+	ok, _, ids, rap = matchFilters(s.subs, topic, latest, own)
+	return ok, ids, rap
+}
+
+// matchFilters is what all of subs that match a topic amount to: the highest
+// QoS, the identifiers in order, and whether one asks for Retain As Published.
+// No Local keeps a filter from what the session published itself.
+func matchFilters(subs []subscription, topic string, latest, own bool) (ok bool, qos byte, ids []int, rap bool) {
+	for i := range subs {
+		f := &subs[i]
 		if !f.matchesLive(topic, latest) || own && f.NoLocal {
 			continue
 		}
 		ok = true
+		qos = max(qos, f.QoS)
 		rap = rap || f.RetainAsPublished
 		if f.ID > 0 {
 			ids = append(ids, f.ID)
 		}
 	}
 	slices.Sort(ids)
-	return ok, slices.Compact(ids), rap
+	return ok, qos, slices.Compact(ids), rap
 }
 
 func (f *subscription) matchesLive(topic string, latest bool) bool {

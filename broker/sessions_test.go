@@ -13,7 +13,7 @@ import (
 )
 
 // connack returns the CONNACK that has come, first of all.
-func (c *wire) connack() packets.Packet {
+func (c *packetClient) connack() packets.Packet {
 	c.t.Helper()
 	got := c.await(time.Second)
 	if len(got) == 0 || got[0].FixedHeader.Type != packets.Connack {
@@ -222,7 +222,7 @@ func TestTakeoverOfAStuckConnection(t *testing.T) {
 
 // lingering connects ben's phone and lets its connection be there for a while
 // after it was closed: an answer of the ledger is awaited. stop ends that.
-func (w *world) lingering(change func(*packets.Packet)) (c *wire, stop func()) {
+func (w *world) lingering(change func(*packets.Packet)) (c *packetClient, stop func()) {
 	w.t.Helper()
 	held := make(chan struct{})
 	w.set(func() { w.onStored = func() { <-held } })

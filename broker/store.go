@@ -87,7 +87,7 @@ func (b *Broker) begin(c *client, clean bool) error {
 	if err := b.catchUp(c.ctx, s); err != nil {
 		return err
 	}
-	b.restoreFilters(c.cl, s)
+	b.restoreFilters(c.cl, s.filters())
 	if expiry == 0 || !changed {
 		return nil
 	}
@@ -170,8 +170,8 @@ func (b *Broker) catchUp(ctx context.Context, s *session) error {
 
 // restoreFilters tells mochi the filters of a session that was offline: it
 // answers UNSUBSCRIBE from its own list.
-func (b *Broker) restoreFilters(cl *mqtt.Client, s *session) {
-	for _, f := range s.filters() {
+func (b *Broker) restoreFilters(cl *mqtt.Client, subs []subscription) {
+	for _, f := range subs {
 		sub := packets.Subscription{Filter: f.Filter, Qos: f.QoS, Identifier: f.ID, NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished}
 		b.mq.Topics.Subscribe(cl.ID, sub)
 		cl.State.Subscriptions.Add(f.Filter, sub)

@@ -14,9 +14,9 @@ import (
 	"pairsync/internal/token"
 )
 
-// wire is a client that writes and reads single packets, for what a
+// packetClient writes and reads single packets, for what a
 // well-behaved one cannot do or does not show: packet ids, DUP, 3.1.1.
-type wire struct {
+type packetClient struct {
 	net.Conn
 	t       *testing.T
 	version byte
@@ -29,7 +29,7 @@ type wire struct {
 // wire connects as user without a clean start, in MQTT 5 with a session expiry
 // of a day; change, where not nil, changes the CONNECT. What comes is read from
 // now on.
-func (w *world) wire(user, id string, change func(*packets.Packet)) *wire {
+func (w *world) wire(user, id string, change func(*packets.Packet)) *packetClient {
 	w.t.Helper()
 	c := w.mute(user, id, change)
 	go c.read()
@@ -37,9 +37,9 @@ func (w *world) wire(user, id string, change func(*packets.Packet)) *wire {
 }
 
 // mute is wire for a client that does not read until read is called.
-func (w *world) mute(user, id string, change func(*packets.Packet)) *wire {
+func (w *world) mute(user, id string, change func(*packets.Packet)) *packetClient {
 	w.t.Helper()
-	c := &wire{Conn: w.raw(), t: w.t}
+	c := &packetClient{Conn: w.raw(), t: w.t}
 	pk := w.connectPacket(user, id)
 	pk.Connect.Clean = false
 	pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = 24*3600, true
@@ -65,7 +65,7 @@ func expiring(d time.Duration) func(*packets.Packet) {
 	return func(pk *packets.Packet) { pk.Properties.SessionExpiryInterval = uint32(d / time.Second) }
 }
 
-func (c *wire) send(pk packets.Packet) {
+func (c *packetClient) send(pk packets.Packet) {
 	c.t.Helper()
 	pk.ProtocolVersion = c.version
 	if _, err := c.Write(encode(c.t, pk)); err != nil {
@@ -73,7 +73,7 @@ func (c *wire) send(pk packets.Packet) {
 	}
 }
 
-func (c *wire) subscribe(filters ...packets.Subscription) {
+func (c *packetClient) subscribe(filters ...packets.Subscription) {
 	c.t.Helper()
 	pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: 7, Filters: filters}
 	if len(filters) > 0 && filters[0].Identifier > 0 {
@@ -82,14 +82,14 @@ func (c *wire) subscribe(filters ...packets.Subscription) {
 	c.send(pk)
 }
 
-func (c *wire) publish(pk packets.Packet) {
+func (c *packetClient) publish(pk packets.Packet) {
 	c.t.Helper()
 	pk.FixedHeader.Type = packets.Publish
 	c.send(pk)
 }
 
 // answer sends a packet that has an id and nothing else.
-func (c *wire) answer(kind byte, id uint16) {
+func (c *packetClient) answer(kind byte, id uint16) {
 	c.t.Helper()
 	fh := packets.FixedHeader{Type: kind}
 	if kind == packets.Pubrel {
@@ -99,7 +99,7 @@ func (c *wire) answer(kind byte, id uint16) {
 }
 
 // read keeps every packet that comes until the connection ends.
-func (c *wire) read() {
+func (c *packetClient) read() {
 	r := bufio.NewReader(c.Conn)
 	for {
 		pk, err := readPacket(r, c.version)
@@ -115,14 +115,14 @@ func (c *wire) read() {
 }
 
 // ended reports whether the broker has closed the connection.
-func (c *wire) ended() bool {
+func (c *packetClient) ended() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.eof
 }
 
 // await returns what has come within d of fake time and was not returned yet.
-func (c *wire) await(d time.Duration) []packets.Packet {
+func (c *packetClient) await(d time.Duration) []packets.Packet {
 	settle(d)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -132,7 +132,7 @@ func (c *wire) await(d time.Duration) []packets.Packet {
 }
 
 // only is await for packets of one type.
-func (c *wire) only(kind byte, d time.Duration) (out []packets.Packet) {
+func (c *packetClient) only(kind byte, d time.Duration) (out []packets.Packet) {
 	for _, pk := range c.await(d) {
 		if pk.FixedHeader.Type == kind {
 			out = append(out, pk)
