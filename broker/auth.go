@@ -210,8 +210,9 @@ func (b *Broker) checkWill(c *client) error {
 	if len(w.Payload) > maxSmallBytes && t.Class == moment.ClassLive {
 		return fmt.Errorf("payload of %d bytes is too large (at most %d)", len(w.Payload), maxSmallBytes)
 	}
-	// mochi keeps a delayed will in memory, also when its session has ended.
-	c.cl.Properties.Will.WillDelayInterval = min(w.WillDelayInterval, maxWillDelay)
+	// mochi keeps a delayed will in memory, also when its session has ended,
+	// which is when it is due at the latest (MQTT 5, section 3.1.3.2.2).
+	c.cl.Properties.Will.WillDelayInterval = min(w.WillDelayInterval, maxWillDelay, c.cl.Properties.Props.SessionExpiryInterval)
 	return nil
 }
 

@@ -55,6 +55,7 @@ type Broker struct {
 
 	metrics *counters
 	limits  *limiter
+	budget  *budget
 	started time.Time
 
 	conns sync.WaitGroup // every connection that is being served
@@ -96,6 +97,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 		cfg: cfg, deps: deps, log: deps.Log,
 		metrics:  newCounters(),
 		limits:   newLimiter(cfg.Limits),
+		budget:   newBudget(cfg.Limits.WriteMemory, cfg.PhotoBytes),
 		open:     map[net.Conn]bool{},
 		clients:  map[string]*client{},
 		sessions: map[string]*session{},
@@ -141,6 +143,20 @@ func (b *Broker) capabilities() *mqtt.Capabilities {
 
 // maxPacket is the largest packet we say we take: a photo and its properties.
 func (b *Broker) maxPacket() uint32 { return uint32(b.cfg.PhotoBytes) + 64<<10 }
+
+// maxIncoming is the largest packet of a type that is read. The first packet
+// is a CONNECT: before anybody is authenticated little is allocated. Without a
+// bound of their own, packets without a payload could be a million filters.
+func (b *Broker) maxIncoming(kind byte) int {
+	l := &b.cfg.Limits
+	switch kind {
+	case packets.Publish:
+		return int(b.mq.Options.Capabilities.MaximumPacketSize) - 1
+	case packets.Subscribe, packets.Unsubscribe:
+		return l.ConnectBytes + l.SessionFilters*l.TopicBytes
+	}
+	return l.ConnectBytes
+}
 
 // Run does the broker's housekeeping until ctx ends; then it disconnects every
 // client (0x8B Server shutting down), waits for their connections to end
@@ -248,7 +264,7 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) {
 		b.conns.Done()
 	}()
 
-	c := &conn{Conn: nc, ctx: context.WithoutCancel(ctx)}
+	c := newConn(context.WithoutCancel(ctx), b, nc)
 	c.SetDeadline(time.Now().Add(connectWait))
 	err := b.establish(c)
 	if c.client != nil {
@@ -263,9 +279,27 @@ func (b *Broker) establish(c *conn) (err error) {
 			b.metrics.panics.Inc()
 			err = fmt.Errorf("malformed packet: %v", r)
 			b.log.Warn("client made the decoder panic", "remote", remote(c.Conn), "panic", r, "stack", string(debug.Stack()))
+			b.cleanUp(c.client)
 		}
 	}()
 	return b.mq.EstablishConnection("pairsync", c)
+}
+
+// cleanUp does what mochi has skipped because of a panic: the will, at once,
+// and forgetting an admin's client. detach does the rest.
+func (b *Broker) cleanUp(c *client) {
+	if c == nil {
+		return
+	}
+	c.cl.Stop(nil)
+	if c.sess == nil {
+		b.forgetClient(c)
+	}
+	if w := c.cl.Properties.Will; w.Flag != 0 {
+		if err := b.mq.Publish(w.TopicName, w.Payload, false, 0); err != nil {
+			b.log.Warn("will not published", "client", c.cl.ID, "error", err)
+		}
+	}
 }
 
 func remote(nc net.Conn) string {

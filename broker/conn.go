@@ -2,9 +2,11 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -15,79 +17,108 @@ const (
 	// connectWait is how long a client has to get its CONNECT in; mochi has no
 	// deadline of its own before CONNECT (facts-mochi.md).
 	connectWait = 5 * time.Second
-	// maxConnectBytes bounds the first packet, which mochi allocates before
-	// anybody is authenticated. A token is at most 8 KiB.
-	maxConnectBytes = 16 << 10
 	// writeChunkBytes is how much is written under one deadline: a link of
 	// 2 KiB/s moves it within writeWait.
 	writeChunkBytes = 32 << 10
 	// writeWait is how long one chunk may take before the reader counts as
 	// gone.
 	writeWait = 20 * time.Second
-	// idlePacketWait is the grace for a packet that has begun on a connection
-	// without keepalive.
-	idlePacketWait = 60 * time.Second
+	// packetWait is the grace for a packet that has begun, whatever the
+	// keepalive: its memory is taken already.
+	packetWait = 60 * time.Second
 	// slowestBytes is the slowest upload that is let through, per second: a
-	// packet's deadline moves by a second for so many bytes received.
+	// packet's deadline moves by a second for so many bytes received, up to
+	// packetWait from then.
 	slowestBytes = 2 << 10
 )
 
-// conn wraps a client's connection with what mochi lacks: it refuses an
-// oversized or foreign first packet before it is allocated, writes in chunks
+// conn wraps a client's connection with what mochi lacks: it refuses a foreign
+// first packet and every oversized one before it is allocated, writes in chunks
 // whose deadline moves with progress, and lets a packet that is arriving
 // slowly, but arriving, take longer than 1.5 × keepalive. A writer that
 // trickles is cut by the same rule.
 type conn struct {
 	net.Conn
+	b      *Broker
 	ctx    context.Context // of the connection's storage work; outlives a shutdown's start
 	client *client         // set in OnConnect, on the reader's goroutine
 
 	// What follows is used on the reader's goroutine only.
-	first    firstPacket
-	deadline time.Time // of the packet that is being read; zero: no keepalive
-	received int       // bytes since deadline was set
+	frames   framing
+	deadline time.Time // for the next packet to be read; zero: no keepalive
+	packet   time.Time // of the packet that has begun; zero: none has
+
+	// turn is held, by a value in it, while a packet is written. It is not a
+	// mutex, so that a test world's clock goes on while somebody waits for it.
+	turn    chan struct{}
+	written atomic.Int64 // bytes, to tell slow readers from slower ones
 
 	writeMu sync.Mutex // guards the fields below
 	limit   time.Time  // no write goes on after it; zero: no limit
 	broken  bool       // a packet was cut short: nothing may follow it
 }
 
+func newConn(ctx context.Context, b *Broker, nc net.Conn) *conn {
+	return &conn{Conn: nc, b: b, ctx: ctx, turn: make(chan struct{}, 1)}
+}
+
 // Read reads what has come and moves the packet's deadline along.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		if ferr := c.first.check(p[:n]); ferr != nil {
+		if ferr := c.frames.check(p[:n], c.b.maxIncoming); ferr != nil {
+			if errors.Is(ferr, packets.ErrPacketTooLarge) {
+				c.b.metrics.overLimit.Inc()
+				if c.client != nil {
+					c.client.farewell(refusal(packets.ErrPacketTooLarge, ferr))
+				}
+			}
 			return 0, ferr
 		}
-		c.received += n
-		c.Conn.SetReadDeadline(c.packetDeadline())
+		c.Conn.SetReadDeadline(c.readBy(n))
 	}
 	return n, err
 }
 
-func (c *conn) packetDeadline() time.Time {
-	base := c.deadline
-	if c.client == nil {
-		return base // before CONNECT is answered, progress buys nothing
+// readBy returns until when to wait for more, after n bytes have come.
+func (c *conn) readBy(n int) time.Time {
+	if c.client == nil || !c.frames.inside() {
+		c.packet = time.Time{}
+		return c.deadline // before CONNECT is answered, progress buys nothing
 	}
-	if base.IsZero() {
-		base = time.Now().Add(idlePacketWait)
-		c.deadline = base
+	most := time.Now().Add(packetWait)
+	switch {
+	case !c.packet.IsZero():
+		c.packet = c.packet.Add(time.Duration(n) * time.Second / slowestBytes)
+	case !c.deadline.IsZero():
+		c.packet = c.deadline
+	default:
+		c.packet = most
 	}
-	return base.Add(time.Duration(c.received) * time.Second / slowestBytes)
+	if c.packet.After(most) {
+		c.packet = most
+	}
+	return c.packet
 }
 
 // SetDeadline is called by mochi before each packet, with 1.5 × keepalive or
 // the zero time. Only reading follows it; writing has deadlines of its own.
 func (c *conn) SetDeadline(t time.Time) error {
-	c.deadline, c.received = t, 0
-	return c.Conn.SetReadDeadline(t)
+	c.deadline, c.packet = t, time.Time{}
+	return c.Conn.SetReadDeadline(c.readBy(0))
 }
 
 // Write writes p in chunks; each must move within writeWait. After a packet
 // that could not be written whole nothing more is: what followed would be read
 // as its rest.
-func (c *conn) Write(p []byte) (n int, err error) {
+func (c *conn) Write(p []byte) (int, error) {
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	return c.write(p)
+}
+
+// write is Write for whoever has the turn.
+func (c *conn) write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		if err = c.extendWrite(); err != nil {
 			break
@@ -95,6 +126,7 @@ func (c *conn) Write(p []byte) (n int, err error) {
 		var k int
 		k, err = c.Conn.Write(p[n:min(n+writeChunkBytes, len(p))])
 		n += k
+		c.written.Add(int64(k))
 	}
 	if err != nil {
 		c.writeMu.Lock()
@@ -107,11 +139,13 @@ func (c *conn) Write(p []byte) (n int, err error) {
 // writeTwo writes head and then body as one packet. The head goes with the
 // body's beginning, so that it does not cost a segment of its own.
 func (c *conn) writeTwo(head, body []byte) error {
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
 	n := min(len(body), max(0, writeChunkBytes-len(head)))
-	if _, err := c.Write(append(head, body[:n]...)); err != nil {
+	if _, err := c.write(append(head, body[:n]...)); err != nil {
 		return err
 	}
-	_, err := c.Write(body[n:])
+	_, err := c.write(body[n:])
 	return err
 }
 
@@ -137,31 +171,45 @@ func (c *conn) endBy(t time.Time) {
 	c.Conn.SetWriteDeadline(t)
 }
 
-// firstPacket looks at the fixed header of the first packet as it comes in
-// (MQTT 5, section 2.1), byte by byte where it comes that way.
-type firstPacket struct {
-	seen   int // header bytes looked at
-	length int
-	done   bool
+// framing follows the packets that come in by their fixed headers (MQTT 5,
+// section 2.1), byte by byte where they come that way.
+type framing struct {
+	begun bool // a first packet's header was read
+	kind  byte
+	seen  int // bytes of the header that is being read
+	size  int // what it has said so far
+	rest  int // bytes of the packet that are to come
 }
 
-func (f *firstPacket) check(p []byte) error {
-	for _, b := range p {
-		if f.done {
-			return nil
-		}
-		if f.seen == 0 {
-			if b>>4 != packets.Connect {
-				return packets.ErrProtocolViolationRequireFirstConnect
-			}
-			f.seen++
+// inside reports whether a packet has begun and not ended.
+func (f *framing) inside() bool { return f.seen > 0 || f.rest > 0 }
+
+// check looks at what has come. The first packet must be a CONNECT, and no
+// packet larger than most says for its type.
+func (f *framing) check(p []byte, most func(kind byte) int) error {
+	for len(p) > 0 {
+		if f.rest > 0 {
+			n := min(f.rest, len(p))
+			f.rest -= n
+			p = p[n:]
 			continue
 		}
-		f.length |= int(b&0x7f) << (7 * (f.seen - 1))
+		b := p[0]
+		p = p[1:]
+		if f.seen == 0 {
+			f.kind, f.size, f.seen = b>>4, 0, 1
+			if !f.begun && f.kind != packets.Connect {
+				return packets.ErrProtocolViolationRequireFirstConnect
+			}
+			continue
+		}
+		f.size |= int(b&0x7f) << (7 * (f.seen - 1))
 		f.seen++
-		f.done = b&0x80 == 0 || f.seen > 5
-		if f.length > maxConnectBytes {
-			return fmt.Errorf("CONNECT of %d bytes: %w", f.length, packets.ErrPacketTooLarge)
+		if m := most(f.kind); f.size > m {
+			return fmt.Errorf("packet of %d bytes (at most %d): %w", f.size, m, packets.ErrPacketTooLarge)
+		}
+		if b&0x80 == 0 || f.seen > 4 { // mochi refuses a length of five bytes
+			f.begun, f.seen, f.rest = true, 0, f.size
 		}
 	}
 	return nil

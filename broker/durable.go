@@ -47,7 +47,7 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 		}
 	}
 	if err == nil && t.Class == moment.ClassOther {
-		return pk, nil // an admin's own topic: mochi's path
+		return pk, b.limitOther(c, pk) // an admin's own topic: mochi's path
 	}
 	if pk.FixedHeader.Qos == 2 && c.v5() && !can.admin {
 		c.end(packets.ErrQosNotSupported) // CONNACK said Maximum QoS 1
@@ -66,6 +66,26 @@ func (b *Broker) publish(c *client, pk packets.Packet) (packets.Packet, error) {
 		b.publishSmall(c, r, t, pk)
 	}
 	return pk, packets.ErrRejectPacket
+}
+
+// limitOther bounds what admins make mochi keep in memory: its retained
+// messages. The error is a bare code, which mochi answers with (facts-mochi.md);
+// to 3.1.1, which has no codes, it would deliver all the same.
+func (b *Broker) limitOther(c *client, pk packets.Packet) error {
+	retained := b.mq.Topics.Retained
+	code := packets.ErrQuotaExceeded
+	if err := b.limits.topic(pk.TopicName); err != nil {
+		code = packets.ErrTopicNameInvalid
+	} else if _, kept := retained.Get(pk.TopicName); !pk.FixedHeader.Retain || len(pk.Payload) == 0 ||
+		len(pk.Payload) <= maxRetainedBytes && (kept || retained.Len() < b.cfg.Limits.RetainedTopics) {
+		return nil
+	}
+	b.metrics.overLimit.Inc()
+	if !c.v5() || pk.FixedHeader.Qos == 0 {
+		c.end(code)
+		return packets.ErrRejectPacket
+	}
+	return code
 }
 
 // slowDown makes a publisher over its user's rate wait, which holds back its
@@ -218,8 +238,8 @@ func storageCode(err error) packets.Code {
 		return refusal(packets.ErrQuotaExceeded, errors.New("the pair's quota is reached"))
 	case errors.Is(err, ledger.ErrFull):
 		return refusal(packets.ErrQuotaExceeded, errors.New("storage full"))
-	case errors.Is(err, ledger.ErrTooLarge):
-		return refusal(packets.ErrPacketTooLarge, errors.New("too large to store"))
+	case errors.Is(err, ledger.ErrTooLarge): // PUBACK has no 0x95 (MQTT 5, section 3.4.2.1)
+		return refusal(packets.ErrImplementationSpecificError, errors.New("too large to store"))
 	}
 	return refusal(packets.ErrImplementationSpecificError, errors.New(publicReason(err)))
 }

@@ -81,6 +81,10 @@ func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existe
 	if !ok {
 		return false, "", fmt.Errorf("filter %q names no single pair or user", sub.Filter)
 	}
+	if err := b.limits.topic(sub.Filter); err != nil {
+		b.metrics.overLimit.Inc()
+		return false, "", err
+	}
 	start, err := b.startOf(c, log, backfill)
 	if err != nil {
 		return false, "", err
@@ -91,8 +95,9 @@ func (b *Broker) addFilter(c *client, sub subscription, backfill string) (existe
 		existed, sub.From = true, old.From
 	} else {
 		sub.From = start
-		if len(s.subs) >= maxSubscriptions {
-			return false, "", fmt.Errorf("more than %d filters", maxSubscriptions)
+		if most := b.cfg.Limits.SessionFilters; len(s.subs) >= most {
+			b.metrics.overLimit.Inc()
+			return false, "", fmt.Errorf("more than %d filters", most)
 		}
 	}
 	had := s.needsCursor(log)

@@ -36,7 +36,7 @@ func (c *client) writeMoment(e *ledger.Entry, qos byte, id uint16, dup bool, ids
 }
 
 // writePublish writes a PUBLISH without copying its payload, which mochi's
-// WritePacket does twice. It takes the same lock, so packets stay whole.
+// WritePacket does twice.
 func (c *client) writePublish(pk *packets.Packet, payload []byte) error {
 	head, err := publishHead(pk, len(payload))
 	if err != nil {
@@ -49,8 +49,6 @@ func (c *client) writePublish(pk *packets.Packet, payload []byte) error {
 	if c.cl.Closed() {
 		return mqtt.ErrConnectionClosed
 	}
-	c.cl.Lock()
-	defer c.cl.Unlock()
 	if err := c.nc.writeTwo(head, payload); err != nil {
 		return err
 	}
