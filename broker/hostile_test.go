@@ -46,17 +46,29 @@ func encode(t *testing.T, pk packets.Packet) []byte {
 
 // connectBytes is a CONNECT of user, MQTT 5.
 func (w *world) connectBytes(t *testing.T, user, id string, change func(*packets.Packet)) []byte {
+	return encode(t, connectPacket(w.token(token.Principal{User: user, Role: token.RoleApp}), id, change))
+}
+
+func connectPacket(raw, id string, change func(*packets.Packet)) packets.Packet {
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: 5,
 		Connect: packets.ConnectParams{
 			ProtocolName: []byte("MQTT"), ClientIdentifier: id, Keepalive: 60, Clean: true,
-			PasswordFlag: true, Password: []byte(w.token(token.Principal{User: user, Role: token.RoleApp})),
+			PasswordFlag: true, Password: []byte(raw),
 		},
 	}
 	if change != nil {
 		change(&pk)
 	}
-	return encode(t, pk)
+	return pk
+}
+
+// subscribeBytes is a SUBSCRIBE of one short filter at QoS 1, MQTT 5.
+func subscribeBytes(filter string) []byte {
+	sub := []byte{0x82, 0, 0, 1, 0, 0, byte(len(filter))} // id 1, no properties
+	sub = append(append(sub, filter...), 1)
+	sub[1] = byte(len(sub) - 2)
+	return sub
 }
 
 // ended waits for the server to close c, at most d of fake time, and returns
@@ -255,12 +267,7 @@ func TestStuckReader(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		stuck := w.raw()
 		stuck.Write(w.connectBytes(t, "ben", "phone", nil))
-		sub := []byte{0x82, 0, 0, 1, 0} // SUBSCRIBE, id 1, no properties
-		filter := w.photosOf("ann")[0].Filter
-		sub = append(sub, 0, byte(len(filter)))
-		sub = append(append(sub, filter...), 1)
-		sub[1] = byte(len(sub) - 2)
-		stuck.Write(sub)
+		stuck.Write(subscribeBytes(w.photosOf("ann")[0].Filter))
 		settle(time.Second)
 		ann := w.connect("ann", nil)
 		defer ann.end()

@@ -1,0 +1,290 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"pairsync/internal/ledger"
+	"pairsync/internal/ledger/badgerledger"
+	"pairsync/internal/moment"
+	"pairsync/internal/mqttlink"
+	"pairsync/internal/simtest"
+	"pairsync/internal/token"
+)
+
+// asker is a client as the budget sees it.
+func asker(user string) *client {
+	c := &client{nc: newConn(nil, nil, nil)}
+	c.token.Store(&token.Principal{User: user})
+	return c
+}
+
+func (g *budget) state() (taken, holds, waiting int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.taken, len(g.holds), len(g.waiting)
+}
+
+func TestBudgetIsGivenInOrder(t *testing.T) {
+	g := newBudget(100, 0)
+	a := g.ask(asker("a"), 25)
+	b := g.ask(asker("b"), 25)
+	c := g.ask(asker("c"), 25)
+	large := g.ask(asker("d"), 90)
+	small := g.ask(asker("e"), 5)
+	if !a.given() || !b.given() || !c.given() || large.given() || small.given() {
+		t.Fatalf("given: %v %v %v %v %v, want the first three: a small one does not overtake",
+			a.given(), b.given(), c.given(), large.given(), small.given())
+	}
+	g.free(a)
+	g.free(a) // more than once does nothing
+	g.resize(b, 5)
+	if large.given() {
+		t.Fatal("90 beside 30 of 100")
+	}
+	g.free(c)
+	if !large.given() || !small.given() {
+		t.Errorf("given: %v %v, want both", large.given(), small.given())
+	}
+	waits := g.ask(asker("f"), 50)
+	g.free(waits) // it gives up
+	for _, h := range []*hold{b, large, small} {
+		g.free(h)
+	}
+	if taken, holds, waiting := g.state(); taken != 0 || holds != 0 || waiting != 0 || len(g.users) != 0 {
+		t.Errorf("left: %d bytes, %d holds, %d waiting, users %v", taken, holds, waiting, g.users)
+	}
+	if h := g.ask(asker("g"), 1000); !h.given() {
+		t.Error("what is larger than the budget never gets room")
+	}
+}
+
+// TestBudgetShare: one user's connections do not take what others need.
+func TestBudgetShare(t *testing.T) {
+	g := newBudget(100, 0)
+	first, second := g.ask(asker("a"), 20), g.ask(asker("a"), 20)
+	other := g.ask(asker("b"), 20)
+	if !first.given() || second.given() || !other.given() {
+		t.Errorf("given: %v %v %v, want a's first and b's", first.given(), second.given(), other.given())
+	}
+	g.free(first)
+	if !second.given() {
+		t.Error("a's second waits though a has nothing")
+	}
+}
+
+func TestBudgetCutsTheSlowest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newBudget(100, 0)
+		a, b, own := asker("a"), asker("b"), asker("own")
+		for _, c := range []*client{a, b, own} {
+			if !g.ask(c, 25).given() {
+				t.Fatal("no room")
+			}
+		}
+		next, later, mine := g.ask(asker("c"), 50), g.ask(asker("d"), 1), g.ask(own, 10)
+		a.nc.written.Add(1 << 20)
+		b.nc.written.Add(1 << 10)
+		if got := g.slowest(next); got != nil {
+			t.Error("one is cut that has had no time")
+		}
+		time.Sleep(writeWait)
+		young := asker("young")
+		if h := g.ask(young, 0); h.given() {
+			t.Error("overtaken")
+		}
+		if got := g.slowest(next); got != own {
+			t.Error("not the one that wrote nothing")
+		}
+		own.nc.written.Add(1 << 30)
+		if got := g.slowest(next); got != b {
+			t.Error("not the slower one")
+		}
+		if got := g.slowest(later); got != nil {
+			t.Error("one is cut for the second in the queue")
+		}
+		if got := g.slowest(mine); got != own {
+			t.Error("who waits for its own user's share: not that user's")
+		}
+	})
+}
+
+// TestSlowReadersShareTheBudget: readers that move just enough not to be cut
+// for standing still use the budget up; another pair's photo waits no longer
+// than it takes to find and cut the slowest, publishers are answered meanwhile,
+// and nobody's session loses anything.
+func TestSlowReadersShareTheBudget(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.limited(func(l *LimitsConfig) { w.cfg.PhotoBytes = 1 << 20; l.WriteMemory = userShare * (1<<20 + readBytes) })
+		n := w.network()
+		n.Rate("broker", "slow", 2<<10) // 32 KiB within writeWait
+		var slow []*peer
+		payload := make([]byte, 1<<20)
+		for i := range 8 {
+			pair, err := w.reg.CreatePair(t.Context(), fmt.Sprint("a", i), fmt.Sprint("b", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			slow = append(slow, w.connect(pair.Users[1], func(c *mqttlink.Config) {
+				c.Dial, c.MinBackoff, c.MaxBackoff = n.Dialer("slow", "broker"), time.Second, time.Minute
+				c.Subscriptions = []mqttlink.Subscription{{Filter: moment.KindFilter(pair.ID, moment.Photo, pair.Users[0]), QoS: 1}}
+			}))
+			for k := range 2 {
+				m := moment.Moment{Pair: pair.ID, User: pair.Users[0], Kind: moment.Photo, ID: fmt.Sprint("p", k), Payload: payload}
+				if _, _, err := ledger.Append(t.Context(), w.ledger, ledger.PairLog(pair.ID), m); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		settle(10 * time.Second)
+		if taken, _, waiting := w.broker.budget.state(); taken < 3<<20 || waiting == 0 {
+			t.Fatalf("%d bytes taken, %d wait: the budget is not used up", taken, waiting)
+		}
+		ben := w.connect("ben", func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") })
+		defer ben.end()
+		ann := w.connect("ann", func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ben") })
+		defer ann.end()
+		want := ann.big(t, 0, 5, 200<<10)
+		var took time.Duration
+		for start := time.Now(); len(ben.distinct()) < len(want) && took < time.Hour; took = time.Since(start) {
+			if err := ben.send(moment.Note, fmt.Sprint("n", took), "answered"); err != nil {
+				t.Fatal(err)
+			}
+			if answered := time.Since(start) - took; answered > 2*time.Second {
+				t.Fatalf("a note was answered after %v", answered)
+			}
+			time.Sleep(time.Second)
+		}
+		if diff := cmp.Diff(want, ben.distinct()); diff != "" {
+			t.Errorf("ben (-want +got):\n%s", diff)
+		}
+		if took > 5*time.Minute {
+			t.Errorf("ben waited %v", took)
+		}
+		reasons := 0
+		for _, p := range slow {
+			p.mu.Lock()
+			for _, err := range p.down {
+				var re *mqttlink.ReasonError
+				if errors.As(err, &re) && re.Code == 0x97 {
+					reasons++
+				}
+			}
+			p.mu.Unlock()
+		}
+		t.Logf("ben waited %v, %d slow readers were told why", took, reasons)
+		n.Heal() // the links are good again
+		settle(10 * time.Minute)
+		for i, p := range slow {
+			if got := len(p.distinct()); got != 2 {
+				t.Errorf("slow reader %d has %d photos, want 2", i, got)
+			}
+			p.end()
+		}
+		if taken, holds, waiting := w.broker.budget.state(); taken+holds+waiting != 0 {
+			t.Errorf("left: %d bytes, %d holds, %d waiting", taken, holds, waiting)
+		}
+	})
+}
+
+// smallBuffers makes the sockets that it accepts hold little, so that what a
+// stuck reader costs is in this process.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		err = c.(*net.TCPConn).SetWriteBuffer(4 << 10)
+	}
+	return c, err
+}
+
+// TestStuckReadersHeap: 200 clients with photos waiting read nothing; the heap
+// grows by the budget, not by their number. Over real sockets, in real time.
+func TestStuckReadersHeap(t *testing.T) {
+	const readers, photo = 200, 200 << 10
+	const size = userShare * (photo + readBytes)
+	s := newStandalone(t, badgerledger.Config{}, func(c *Config) {
+		c.PhotoBytes, c.UserSessions = photo, readers
+		c.Limits.WriteMemory, c.Limits.UserConnections = size, readers
+	})
+	defer s.stop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.running.Go(func() { s.broker.Serve(s.ctx, smallBuffers{l}) })
+	heap := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	var users []string
+	var pairs []string
+	for i := range 10 {
+		p, err := s.reg.CreatePair(t.Context(), fmt.Sprint("a", i), fmt.Sprint("b", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pairs, users = append(pairs, p.ID), append(users, p.Users[1])
+	}
+	var conns []net.Conn
+	for i := range readers {
+		raw, _, err := s.signer.Sign(token.Principal{User: users[i%10], Role: token.RoleApp}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+			t.Fatal(err)
+		}
+		c.Write(encode(t, connectPacket(raw, fmt.Sprint("c", i), nil)))
+		c.Write(subscribeBytes("pairs/" + pairs[i%10] + "/photos/#"))
+		conns = append(conns, c)
+	}
+	simtest.Await(t, 30*time.Second, func() bool { return s.broker.Connections() == readers })
+	for _, c := range conns { // SUBACK has come
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		b := make([]byte, 1)
+		for b[0] != 0x90 {
+			if _, err := c.Read(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := heap()
+	for k := range 8 {
+		for i, id := range pairs {
+			m := moment.Moment{Pair: id, User: fmt.Sprint("a", i), Kind: moment.Photo, ID: fmt.Sprint("p", k), Payload: make([]byte, photo)}
+			if _, _, err := ledger.Append(t.Context(), s.broker.deps.Ledger, ledger.PairLog(id), m); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	simtest.Await(t, 30*time.Second, func() bool {
+		_, holds, waiting := s.broker.budget.state()
+		return holds+waiting == readers
+	})
+	taken, holds, waiting := s.broker.budget.state()
+	grown := heap() - before
+	t.Logf("%d hold %d bytes of %d, %d wait; the heap has grown by %d KiB", holds, taken, size, waiting, grown>>10)
+	if taken > size {
+		t.Errorf("%d bytes are taken of %d", taken, size)
+	}
+	// Beside the payloads: a first chunk for each holder, and the store's own.
+	if most := 2*size + 8<<20; grown > most {
+		t.Errorf("the heap has grown by %d, want at most %d (without a budget it is %d)", grown, most, readers*photo)
+	}
+}
