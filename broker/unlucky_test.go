@@ -16,6 +16,7 @@ import (
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
 	"pairsync/internal/simtest"
+	"pairsync/internal/token"
 )
 
 // network gives the world's broker a network with faults; the broker is its
@@ -279,11 +280,16 @@ func TestThousandReconnects(t *testing.T) {
 				t.Fatal(err)
 			}
 			ids = append(ids, pair.ID)
+			var tokens [2]string
+			for k, user := range pair.Users {
+				tokens[k] = w.token(token.Principal{User: user, Role: token.RoleApp})
+			}
 			for k := range perPair {
 				connecting.Go(func() {
 					p := w.connect(pair.Users[k%2], func(c *mqttlink.Config) {
 						c.ClientID, c.MinBackoff, c.MaxBackoff = fmt.Sprint("frame", k), time.Second, 2*time.Second
 						c.Dial = n.Dialer("frames", "broker")
+						withToken(tokens[k%2])(c)
 						c.Subscriptions = []mqttlink.Subscription{{Filter: "pairs/" + pair.ID + "/photos/#", QoS: 1}}
 						receive := c.Receive
 						c.Receive = func(m *mqttlink.Message) {
