@@ -53,10 +53,11 @@ type Broker struct {
 	log  *slog.Logger
 	mq   *mqtt.Server
 
-	metrics *counters
-	limits  *limiter
-	budget  *budget
-	started time.Time
+	metrics  *counters
+	limits   *limiter
+	budget   *budget // of what is being written
+	incoming *budget // of what is being received
+	started  time.Time
 
 	conns sync.WaitGroup // every connection that is being served
 
@@ -97,7 +98,8 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 		cfg: cfg, deps: deps, log: deps.Log,
 		metrics:  newCounters(),
 		limits:   newLimiter(cfg.Limits),
-		budget:   newBudget(cfg.Limits.WriteMemory, cfg.PhotoBytes),
+		budget:   newBudget(cfg.Limits.WriteMemory),
+		incoming: newBudget(cfg.Limits.ReadMemory),
 		open:     map[net.Conn]bool{},
 		clients:  map[string]*client{},
 		sessions: map[string]*session{},
@@ -256,15 +258,16 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) {
 	b.conns.Add(1)
 	b.open[nc] = true
 	b.mu.Unlock()
+	c := newConn(context.WithoutCancel(ctx), b, nc)
 	defer func() {
 		nc.Close()
+		b.incoming.free(c.room)
 		b.mu.Lock()
 		delete(b.open, nc)
 		b.mu.Unlock()
 		b.conns.Done()
 	}()
 
-	c := newConn(context.WithoutCancel(ctx), b, nc)
 	c.SetDeadline(time.Now().Add(connectWait))
 	err := b.establish(c)
 	if c.client != nil {

@@ -3,6 +3,7 @@ package broker
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pairsync/internal/ledger"
@@ -17,13 +18,13 @@ const (
 	userShare = 4
 )
 
-// budget is the memory that payloads may take that pumps have loaded and are
-// writing, of all connections together: many slow readers cannot grow it. Who
-// finds it full waits in a queue; the slowest readers are cut when that takes
-// long. Their sessions lose nothing. It is safe for concurrent use.
+// budget is memory that all connections share: that of the payloads which pumps
+// have loaded and are writing, or that of the packets which are being received.
+// Many slow clients cannot grow it. Who finds it full waits in a queue; the
+// slowest are cut when that takes long. Their sessions lose nothing. It is safe
+// for concurrent use.
 type budget struct {
 	size int
-	most int // what one read may load at most
 
 	mu      sync.Mutex // guards the fields below
 	taken   int
@@ -38,20 +39,19 @@ type hold struct {
 	user  string
 	bytes int
 	ready chan struct{} // closed when it is given
-	// Since when, and what the connection had written by then.
-	since   time.Time
-	written int64
+	// What the connection moves, what it had when the room was given, and when.
+	moved *atomic.Int64
+	begin int64
+	since time.Time
 }
 
-// newBudget returns a budget of size bytes in which one read may load a photo
-// and, before it, almost readBytes of smaller moments.
-func newBudget(size, photoBytes int) *budget {
-	return &budget{size: size, most: photoBytes + readBytes, users: map[string]int{}, holds: map[*hold]bool{}}
+func newBudget(size int) *budget {
+	return &budget{size: size, users: map[string]int{}, holds: map[*hold]bool{}}
 }
 
 // ask queues for room and gives it at once where it can.
-func (g *budget) ask(c *client, bytes int) *hold {
-	h := &hold{c: c, user: c.who().User, bytes: bytes, ready: make(chan struct{})}
+func (g *budget) ask(c *client, bytes int, moved *atomic.Int64) *hold {
+	h := &hold{c: c, user: c.who().User, bytes: bytes, ready: make(chan struct{}), moved: moved}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.waiting = append(g.waiting, h)
@@ -84,7 +84,7 @@ func (g *budget) grant() {
 			g.taken += h.bytes
 			g.users[h.user] += h.bytes
 			g.holds[h] = true
-			h.since, h.written = time.Now(), h.c.nc.written.Load()
+			h.since, h.begin = time.Now(), h.moved.Load()
 			close(h.ready)
 			return true
 		}
@@ -146,18 +146,49 @@ func (g *budget) slowest(h *hold) *client {
 		if age < writeWait || own && o.user != h.user {
 			continue
 		}
-		if rate := float64(o.c.nc.written.Load()-o.written) / age.Seconds(); out == nil || rate < least {
+		if rate := float64(o.moved.Load()-o.begin) / age.Seconds(); out == nil || rate < least {
 			out, least = o.c, rate
 		}
 	}
 	return out
 }
 
+// relieve ends the connection of the slowest, so that h gets room.
+func (g *budget) relieve(h *hold) {
+	if slow := g.slowest(h); slow != nil {
+		slow.b.metrics.slowCut.Inc()
+		slow.end(tooSlow)
+	}
+}
+
+// receive waits for room for a packet of bytes that has begun to come in. It
+// runs on the reader, which nothing wakes when the connection is ended.
+func (c *client) receive(bytes int) (*hold, error) {
+	g := c.b.incoming
+	h := g.ask(c, bytes, &c.nc.received)
+	if h.given() {
+		return h, nil
+	}
+	c.b.metrics.memoryWaits.Inc()
+	relieve := time.NewTicker(relieveEvery)
+	defer relieve.Stop()
+	for !c.cl.Closed() {
+		select {
+		case <-h.ready:
+			return h, nil
+		case <-relieve.C:
+			g.relieve(h)
+		}
+	}
+	g.free(h)
+	return nil, errStopped
+}
+
 // take waits for room for bytes and answers the client's publishes meanwhile.
 // It fails when the connection ends.
 func (c *client) take(bytes int) (*hold, error) {
 	g := c.b.budget
-	h := g.ask(c, bytes)
+	h := g.ask(c, bytes, &c.nc.written)
 	if h.given() {
 		return h, nil
 	}
@@ -178,19 +209,20 @@ func (c *client) take(bytes int) (*hold, error) {
 				return nil, err
 			}
 		case <-relieve.C:
-			if slow := g.slowest(h); slow != nil {
-				c.b.metrics.slowCut.Inc()
-				slow.end(tooSlow)
-			}
+			g.relieve(h)
 		}
 	}
 }
+
+// maxLoaded is what one read may load: a photo and, before it, almost readBytes
+// of smaller moments.
+func (b *Broker) maxLoaded() int { return b.cfg.PhotoBytes + readBytes }
 
 // load reads what is to be written to the client, within the budget. The
 // caller frees the room, which is nil where nothing was read.
 func (c *client) load(log ledger.LogID, after ledger.Seq, limit ledger.Limit) (ledger.Batch, *hold, error) {
 	g := c.b.budget
-	h := g.ask(c, g.most)
+	h := g.ask(c, c.b.maxLoaded(), &c.nc.written)
 	if !h.given() {
 		// Memory is short: ask for no more than what is next, if there is any.
 		g.free(h)

@@ -26,6 +26,9 @@ const (
 	// packetWait is the grace for a packet that has begun, whatever the
 	// keepalive: its memory is taken already.
 	packetWait = 60 * time.Second
+	// largePacket is the size from which a packet needs room in the budget of
+	// what is being received.
+	largePacket = 64 << 10
 	// slowestBytes is the slowest upload that is let through, per second: a
 	// packet's deadline moves by a second for so many bytes received, up to
 	// packetWait from then.
@@ -47,11 +50,14 @@ type conn struct {
 	frames   framing
 	deadline time.Time // for the next packet to be read; zero: no keepalive
 	packet   time.Time // of the packet that has begun; zero: none has
+	room     *hold     // for a large packet that has begun, until it is dealt with; or nil
+	roomFor  int       // which packet that is
 
 	// turn is held, by a value in it, while a packet is written. It is not a
 	// mutex, so that a test world's clock goes on while somebody waits for it.
-	turn    chan struct{}
-	written atomic.Int64 // bytes, to tell slow readers from slower ones
+	turn chan struct{}
+	// Bytes, to tell slow clients from slower ones.
+	written, received atomic.Int64
 
 	writeMu sync.Mutex // guards the fields below
 	limit   time.Time  // no write goes on after it; zero: no limit
@@ -75,9 +81,26 @@ func (c *conn) Read(p []byte) (int, error) {
 			}
 			return 0, ferr
 		}
+		if rerr := c.makeRoom(n); rerr != nil {
+			return 0, rerr
+		}
 		c.Conn.SetReadDeadline(c.readBy(n))
 	}
 	return n, err
+}
+
+// makeRoom waits, after n bytes have come, until there is memory for a large
+// packet that has begun: mochi allocates it when it sees the header.
+func (c *conn) makeRoom(n int) error {
+	c.received.Add(int64(n))
+	if c.client == nil || c.frames.rest < largePacket || c.room != nil && c.roomFor == c.frames.count {
+		return nil
+	}
+	c.b.incoming.free(c.room) // of the packet before, which is in mochi's hands
+	var err error
+	c.room, err = c.client.receive(c.frames.size)
+	c.roomFor = c.frames.count
+	return err
 }
 
 // readBy returns until when to wait for more, after n bytes have come.
@@ -105,6 +128,10 @@ func (c *conn) readBy(n int) time.Time {
 // the zero time. Only reading follows it; writing has deadlines of its own.
 func (c *conn) SetDeadline(t time.Time) error {
 	c.deadline, c.packet = t, time.Time{}
+	if c.room != nil && c.roomFor != c.frames.count || !c.frames.inside() {
+		c.b.incoming.free(c.room)
+		c.room = nil
+	}
 	return c.Conn.SetReadDeadline(c.readBy(0))
 }
 
@@ -174,11 +201,11 @@ func (c *conn) endBy(t time.Time) {
 // framing follows the packets that come in by their fixed headers (MQTT 5,
 // section 2.1), byte by byte where they come that way.
 type framing struct {
-	begun bool // a first packet's header was read
 	kind  byte
 	seen  int // bytes of the header that is being read
 	size  int // what it has said so far
 	rest  int // bytes of the packet that are to come
+	count int // of packets whose header was read
 }
 
 // inside reports whether a packet has begun and not ended.
@@ -198,7 +225,7 @@ func (f *framing) check(p []byte, most func(kind byte) int) error {
 		p = p[1:]
 		if f.seen == 0 {
 			f.kind, f.size, f.seen = b>>4, 0, 1
-			if !f.begun && f.kind != packets.Connect {
+			if f.count == 0 && f.kind != packets.Connect {
 				return packets.ErrProtocolViolationRequireFirstConnect
 			}
 			continue
@@ -209,7 +236,8 @@ func (f *framing) check(p []byte, most func(kind byte) int) error {
 			return fmt.Errorf("packet of %d bytes (at most %d): %w", f.size, m, packets.ErrPacketTooLarge)
 		}
 		if b&0x80 == 0 || f.seen > 4 { // mochi refuses a length of five bytes
-			f.begun, f.seen, f.rest = true, 0, f.size
+			f.seen, f.rest = 0, f.size
+			f.count++
 		}
 	}
 	return nil

@@ -31,6 +31,7 @@ type LimitsConfig struct {
 	TopicLevels        int     `yaml:"topic_levels"`        // of a topic or a filter
 	RetainedTopics     int     `yaml:"retained_topics"`     // outside of pairs, by admins; they are in memory
 	WriteMemory        int     `yaml:"write_memory"`        // bytes of payloads that are being written, of all connections
+	ReadMemory         int     `yaml:"read_memory"`         // bytes of packets that are being received, of all connections
 }
 
 // burst is how many seconds' worth of a rate may come at once: a phone empties
@@ -60,7 +61,7 @@ const (
 const maxRetainedBytes = 64 << 10
 
 // tooSlow ends a connection that others wait for.
-var tooSlow = packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "reads too slowly while memory is short"}
+var tooSlow = packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "too slow while memory is short"}
 
 // maxAddresses bounds the memory of addresses; the least recently seen idle
 // ones are dropped first.
@@ -72,7 +73,7 @@ func defaultLimits() LimitsConfig {
 		AddressConnects: 100, LoginFailures: 10,
 		UserPublishes: 200, UserPublishBytes: 32 << 20,
 		ConnectBytes: 16 << 10, SessionFilters: 64, TopicBytes: 1 << 10, TopicLevels: 16,
-		RetainedTopics: 1000, WriteMemory: 64 << 20,
+		RetainedTopics: 1000, WriteMemory: 64 << 20, ReadMemory: 64 << 20,
 	}
 }
 
@@ -98,8 +99,8 @@ func (c LimitsConfig) validate(photoBytes int) error {
 		errs = append(errs, fmt.Errorf("limits: topic_bytes must be %d to %d and topic_levels at least %d: our own topics have as many",
 			minTopicBytes, math.MaxUint16, minTopicLevels))
 	}
-	if c.WriteMemory < userShare*(photoBytes+readBytes) {
-		errs = append(errs, fmt.Errorf("limits.write_memory: must be at least %d: %d of the largest photos", userShare*(photoBytes+readBytes), userShare))
+	if least := userShare * (photoBytes + readBytes); c.WriteMemory < least || c.ReadMemory < least {
+		errs = append(errs, fmt.Errorf("limits: write_memory and read_memory must be at least %d: %d of the largest photos", least, userShare))
 	}
 	return errors.Join(errs...)
 }

@@ -335,6 +335,7 @@ func TestLimitsAreChecked(t *testing.T) {
 		"topic_levels":        func(l *LimitsConfig) { l.TopicLevels = 4 },
 		"retained_topics":     func(l *LimitsConfig) { l.RetainedTopics = 0 },
 		"write_memory":        func(l *LimitsConfig) { l.WriteMemory = 4 << 20 },
+		"read_memory":         func(l *LimitsConfig) { l.ReadMemory = 4 << 20 },
 	} {
 		cfg := DefaultConfig()
 		if err := cfg.Validate(); err != nil {

@@ -168,7 +168,7 @@ func (c *client) settleReplies() {
 
 func (c *client) writeOut(o *outgoing) error {
 	if o.photo {
-		h, err := c.take(c.b.budget.most)
+		h, err := c.take(c.b.maxLoaded())
 		if err != nil {
 			return err
 		}
