@@ -5,7 +5,8 @@
 // keepalive) and replaces what mochi does with messages. A publish to a
 // durable topic goes into the ledger and is acknowledged when it is on disk
 // (durable.go); one pump per connection carries moments from the ledger to the
-// client and moves the session's cursor on its PUBACKs (pump.go). Sessions,
+// client and moves the session's cursor on its PUBACKs (pump.go). What all
+// connections hold in memory is bounded (limits.go, budget.go). Sessions,
 // their subscriptions and cursors survive a restart (session.go, store.go).
 // Who somebody is comes from the token (auth.go); what they may do from the
 // registry's pairs (acl.go). Presence and the other retained values of a pair

@@ -263,7 +263,7 @@ func TestVanishedWithoutKeepalive(t *testing.T) {
 // each with moments waiting, and get everything within the byte budget.
 func TestThousandReconnects(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		const pairs, perPair, moments = 50, 20, 5
+		const pairs, perPair, moments = 50 / underRace, 20, 5
 		w.stop()
 		w.cfg.PhotoBytes, w.cfg.Limits.WriteMemory = 64<<10, userShare*(64<<10+readBytes)
 		w.start()
