@@ -13,10 +13,8 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/ledger"
-	"pairsync/internal/ledger/badgerledger"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
-	"pairsync/internal/simtest"
 	"pairsync/internal/token"
 )
 
@@ -185,101 +183,6 @@ func TestSlowReadersShareTheBudget(t *testing.T) {
 	})
 }
 
-// smallBuffers makes the sockets that it accepts hold little, so that what a
-// stuck reader costs is in this process.
-type smallBuffers struct{ net.Listener }
-
-func (l smallBuffers) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err == nil {
-		err = c.(*net.TCPConn).SetWriteBuffer(4 << 10)
-	}
-	return c, err
-}
-
-// TestStuckReadersHeap: 200 clients with photos waiting read nothing; the heap
-// grows by the budget, not by their number. Over real sockets, in real time.
-func TestStuckReadersHeap(t *testing.T) {
-	const readers, photo = 200, 200 << 10
-	const size = userShare * (photo + readBytes)
-	s := newStandalone(t, badgerledger.Config{}, func(c *Config) {
-		c.PhotoBytes, c.UserSessions = photo, readers
-		c.Limits.WriteMemory, c.Limits.UserConnections = size, readers
-	})
-	defer s.stop()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.running.Go(func() { s.broker.Serve(s.ctx, smallBuffers{l}) })
-	heap := func() int {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int(m.HeapAlloc)
-	}
-	var users []string
-	var pairs []string
-	for i := range 10 {
-		p, err := s.reg.CreatePair(t.Context(), fmt.Sprint("a", i), fmt.Sprint("b", i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		pairs, users = append(pairs, p.ID), append(users, p.Users[1])
-	}
-	var conns []net.Conn
-	for i := range readers {
-		raw, _, err := s.signer.Sign(token.Principal{User: users[i%10], Role: token.RoleApp}, time.Hour)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		if err := c.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
-			t.Fatal(err)
-		}
-		c.Write(encode(t, connectPacket(raw, fmt.Sprint("c", i), nil)))
-		c.Write(subscribeBytes("pairs/" + pairs[i%10] + "/photos/#"))
-		conns = append(conns, c)
-	}
-	simtest.Await(t, 30*time.Second, func() bool { return s.broker.Connections() == readers })
-	for _, c := range conns { // SUBACK has come
-		c.SetReadDeadline(time.Now().Add(30 * time.Second))
-		b := make([]byte, 1)
-		for b[0] != 0x90 {
-			if _, err := c.Read(b); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	before := heap()
-	for k := range 8 {
-		for i, id := range pairs {
-			m := moment.Moment{Pair: id, User: fmt.Sprint("a", i), Kind: moment.Photo, ID: fmt.Sprint("p", k), Payload: make([]byte, photo)}
-			if _, _, err := ledger.Append(t.Context(), s.broker.deps.Ledger, ledger.PairLog(id), m); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	simtest.Await(t, 30*time.Second, func() bool {
-		_, holds, waiting := s.broker.budget.state()
-		return holds+waiting == readers
-	})
-	taken, holds, waiting := s.broker.budget.state()
-	grown := heap() - before
-	t.Logf("%d hold %d bytes of %d, %d wait; the heap has grown by %d KiB", holds, taken, size, waiting, grown>>10)
-	if taken > size {
-		t.Errorf("%d bytes are taken of %d", taken, size)
-	}
-	// Beside the payloads: a first chunk for each holder, and the store's own.
-	if most := 2*size + 8<<20; grown > most {
-		t.Errorf("the heap has grown by %d, want at most %d (without a budget it is %d)", grown, most, readers*photo)
-	}
-}
-
 // TestSlowSendersShareTheBudget: one user begins more photos than there is
 // memory for and lets them trickle; no more is allocated than the user's share,
 // another user's photo goes through, and all is given back.
@@ -352,7 +255,7 @@ func TestWaitersEnd(t *testing.T) {
 		out := ask(w.broker.budget, asker("x"), w.cfg.Limits.WriteMemory)
 		in := ask(w.broker.incoming, asker("x"), w.cfg.Limits.ReadMemory)
 		ben := w.connect("ben", func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") })
-		ann := w.connect("ann", func(c *mqttlink.Config) { c.MinBackoff, c.MaxBackoff = 10*time.Second, 10*time.Second })
+		ann := w.connect("ann", func(c *mqttlink.Config) { c.MinBackoff, c.MaxBackoff = 30*time.Second, 30*time.Second })
 		defer ann.end()
 		want := ann.sendN(t, 0, 1)
 		sent := make(chan []string)
@@ -381,6 +284,23 @@ func TestWaitersEnd(t *testing.T) {
 		settle(time.Second)
 		if diff := cmp.Diff(want, again.topics()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestWaitCountsForNobody: how long a packet waits for memory is not held
+// against the keepalive of the client that sends it.
+func TestWaitCountsForNobody(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		in := ask(w.broker.incoming, asker("x"), w.cfg.Limits.ReadMemory)
+		ann := w.connect("ann", func(c *mqttlink.Config) { c.KeepAlive = 5 * time.Second })
+		defer ann.end()
+		sent := make(chan error)
+		go func() { sent <- ann.send(moment.Photo, "p", string(make([]byte, 1<<20))) }()
+		settle(15 * time.Second)
+		w.broker.incoming.free(in)
+		if err := <-sent; err != nil || ann.drops() > 0 {
+			t.Errorf("%v after %d disconnects, want neither", err, ann.drops())
 		}
 	})
 }

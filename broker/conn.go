@@ -97,9 +97,13 @@ func (c *conn) makeRoom(n int) error {
 		return nil
 	}
 	c.b.incoming.free(c.room) // of the packet before, which is in mochi's hands
+	start := time.Now()
 	var err error
 	c.room, err = c.client.receive(c.frames.size)
 	c.roomFor = c.frames.count
+	if !c.deadline.IsZero() {
+		c.deadline = c.deadline.Add(time.Since(start)) // the wait was not the client's
+	}
 	return err
 }
 
