@@ -73,7 +73,7 @@ func TestBasicsViolations(t *testing.T) {
 		"a server's packet":                 {send: raw(0x20, 2, 0, 0)},
 		"AUTH in 3.1.1":                     {send: raw(0xF0, 2, 0x19, 0), only3: true},
 		"AUTH without a method":             {send: raw(0xF0, 2, 0x19, 0), codes: []byte{0x8C, 0x82}, only5: true},
-		"a remaining length of five bytes":  {send: raw(0x30, 0xFF, 0xFF, 0xFF, 0xFF, 0x01)},
+		"a remaining length of five bytes":  {send: raw(0x30, 0xFF, 0xFF, 0xFF, 0xFF, 0x01), codes: []byte{0x81, 0x95}},
 	}
 	eachVersion(t, func(t *testing.T, w *world, version byte) {
 		watch := w.admin(t, "watch", version, nil)

@@ -101,7 +101,7 @@ type standalone struct {
 	stop    func()
 }
 
-func newStandalone(tb testing.TB, cfg badgerledger.Config) *standalone {
+func newStandalone(tb testing.TB, cfg badgerledger.Config, change ...func(*Config)) *standalone {
 	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
 	dir := tb.TempDir()
@@ -122,7 +122,11 @@ func newStandalone(tb testing.TB, cfg badgerledger.Config) *standalone {
 	must(err)
 	verifier, err := token.NewVerifier(reg.Revoked, keys.Issuer("pairsync", "pairsync"))
 	must(err)
-	b, err := New(ctx, DefaultConfig(), Deps{Ledger: led, KV: db.KV(), Verifier: verifier, Registry: reg, Log: log})
+	bc := DefaultConfig()
+	for _, f := range change {
+		f(&bc)
+	}
+	b, err := New(ctx, bc, Deps{Ledger: led, KV: db.KV(), Verifier: verifier, Registry: reg, Log: log})
 	must(err)
 	s := &standalone{ctx: ctx, broker: b, reg: reg, signer: token.NewSigner(keys, "pairsync", "pairsync")}
 	s.running.Go(func() { b.Run(ctx) })

@@ -5,7 +5,8 @@
 // keepalive) and replaces what mochi does with messages. A publish to a
 // durable topic goes into the ledger and is acknowledged when it is on disk
 // (durable.go); one pump per connection carries moments from the ledger to the
-// client and moves the session's cursor on its PUBACKs (pump.go). Sessions,
+// client and moves the session's cursor on its PUBACKs (pump.go). What all
+// connections hold in memory is bounded (limits.go, budget.go). Sessions,
 // their subscriptions and cursors survive a restart (session.go, store.go).
 // Who somebody is comes from the token (auth.go); what they may do from the
 // registry's pairs (acl.go). Presence and the other retained values of a pair
@@ -54,9 +55,11 @@ type Broker struct {
 	log  *slog.Logger
 	mq   *mqtt.Server
 
-	metrics *counters
-	limits  *limiter
-	started time.Time
+	metrics  *counters
+	limits   *limiter
+	budget   *budget // of what is being written
+	incoming *budget // of what is being received
+	started  time.Time
 
 	kept kept // retained messages outside pairs/
 	// routing is held for reading by publishes outside pairs/, and by a
@@ -105,6 +108,9 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 		cfg: cfg, deps: deps, log: deps.Log,
 		metrics:       newCounters(),
 		limits:        newLimiter(cfg.Limits),
+		budget:        newBudget(cfg.Limits.WriteMemory),
+		incoming:      newBudget(cfg.Limits.ReadMemory),
+		kept:          kept{messages: map[string]*message{}, most: cfg.Limits.RetainedTopics},
 		open:          map[net.Conn]bool{},
 		clients:       map[string]*client{},
 		sessions:      map[string]*session{},
@@ -112,7 +118,6 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Broker, error) {
 		admins:        map[*client]bool{},
 		adminSessions: map[string]*adminSession{},
 		wills:         map[string]*pendingWill{},
-		kept:          kept{messages: map[string]*message{}},
 		started:       time.Now().UTC(),
 		dirty:         map[ledger.LogID]bool{},
 		unsaved:       map[*session]bool{},
@@ -153,6 +158,20 @@ func (b *Broker) capabilities() *mqtt.Capabilities {
 
 // maxPacket is the largest packet we say we take: a photo and its properties.
 func (b *Broker) maxPacket() uint32 { return uint32(b.cfg.PhotoBytes) + 64<<10 }
+
+// maxIncoming is the largest packet of a type that is read. The first packet
+// is a CONNECT: before anybody is authenticated little is allocated. Without a
+// bound of their own, packets without a payload could be a million filters.
+func (b *Broker) maxIncoming(kind byte) int {
+	l := &b.cfg.Limits
+	switch kind {
+	case packets.Publish:
+		return int(b.mq.Options.Capabilities.MaximumPacketSize) - 1
+	case packets.Subscribe, packets.Unsubscribe:
+		return l.ConnectBytes + l.SessionFilters*l.TopicBytes
+	}
+	return l.ConnectBytes
+}
 
 // Run does the broker's housekeeping until ctx ends; then it disconnects every
 // client (0x8B Server shutting down), waits for their connections to end
@@ -253,15 +272,16 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) {
 	b.conns.Add(1)
 	b.open[nc] = true
 	b.mu.Unlock()
+	c := newConn(context.WithoutCancel(ctx), b, nc)
 	defer func() {
 		nc.Close()
+		b.incoming.free(c.room)
 		b.mu.Lock()
 		delete(b.open, nc)
 		b.mu.Unlock()
 		b.conns.Done()
 	}()
 
-	c := &conn{Conn: nc, ctx: context.WithoutCancel(ctx), largest: int(2 * b.maxPacket())}
 	c.SetDeadline(time.Now().Add(connectWait))
 	err := b.establish(c)
 	if c.client != nil {

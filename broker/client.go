@@ -99,15 +99,21 @@ func (c *client) end(code packets.Code) {
 	}
 	go func() { // ends within farewellWait, as every write does
 		defer c.cl.Stop(code)
-		if !c.awaitWriter() {
-			return
-		}
-		_ = c.cl.WritePacket(packets.Packet{ // the connection ends in either case
-			FixedHeader: packets.FixedHeader{Type: packets.Disconnect},
-			ReasonCode:  code.Code,
-			Properties:  packets.Properties{ReasonString: code.Reason},
-		})
+		c.farewell(code)
 	}()
+}
+
+// farewell writes DISCONNECT, where that is possible within farewellWait.
+func (c *client) farewell(code packets.Code) {
+	c.nc.endBy(time.Now().Add(farewellWait))
+	if !c.v5() || !c.awaitWriter() {
+		return
+	}
+	_ = c.cl.WritePacket(packets.Packet{ // the connection ends in either case
+		FixedHeader: packets.FixedHeader{Type: packets.Disconnect},
+		ReasonCode:  code.Code,
+		Properties:  packets.Properties{ReasonString: code.Reason},
+	})
 }
 
 // awaitWriter waits, within farewellWait, for what is being written; false when
@@ -280,6 +286,7 @@ type outgoing struct {
 	// load, where set, reads payload and what goes with it when it is about to
 	// be written, so that a photo is not held while it waits.
 	load        func(context.Context) (outgoing, error)
+	photo       bool // load reads one
 	asPublished bool // the publish carried RETAIN; for Retain As Published
 	ids         []int
 }

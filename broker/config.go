@@ -24,11 +24,10 @@ type Config struct {
 
 // The limits of the contract (section 2) and architecture.md.
 const (
-	receiveMaximum   = 64 // QoS 1 publishes of a client that may be unanswered
-	maxSubscriptions = 64 // filters of one session
-	maxSmallBytes    = 4 << 10
-	maxNoteBytes     = 64 << 10
-	maxJSONBytes     = 16 << 10 // a reaction or a receipt
+	receiveMaximum = 64 // QoS 1 publishes of a client that may be unanswered
+	maxSmallBytes  = 4 << 10
+	maxNoteBytes   = 64 << 10
+	maxJSONBytes   = 16 << 10 // a reaction or a receipt
 )
 
 // DefaultConfig returns the defaults that configs/pairsync.yaml documents.

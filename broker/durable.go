@@ -246,8 +246,8 @@ func storageCode(err error) packets.Code {
 		return refusal(packets.ErrQuotaExceeded, errors.New("the pair's quota is reached"))
 	case errors.Is(err, ledger.ErrFull):
 		return refusal(packets.ErrQuotaExceeded, errors.New("storage full"))
-	case errors.Is(err, ledger.ErrTooLarge):
-		return refusal(packets.ErrPacketTooLarge, errors.New("too large to store"))
+	case errors.Is(err, ledger.ErrTooLarge): // PUBACK has no 0x95 (MQTT 5, section 3.4.2.1)
+		return refusal(packets.ErrImplementationSpecificError, errors.New("too large to store"))
 	}
 	return refusal(packets.ErrImplementationSpecificError, errors.New(publicReason(err)))
 }

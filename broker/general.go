@@ -16,11 +16,9 @@ import (
 // Topics outside pairs/ and users/ are for admins: plain MQTT with QoS 0 to 2,
 // retained messages and shared subscriptions, all in memory.
 
-// What retained messages outside pairs/ may take.
-const (
-	maxKept      = 10_000
-	maxKeptBytes = 64 << 20
-)
+// maxKeptBytes is what retained messages outside pairs/ may take; their number
+// is limited by the configuration.
+const maxKeptBytes = 64 << 20
 
 // message is a publish on such a topic. It is immutable and shared by
 // everybody who gets it.
@@ -157,6 +155,8 @@ func (b *Broker) sendKept(s *adminSession, sub subscription) {
 
 // kept are the retained messages outside pairs/. It is safe for concurrent use.
 type kept struct {
+	most int // messages
+
 	mu       sync.Mutex // guards the fields below
 	messages map[string]*message
 	bytes    int
@@ -176,7 +176,7 @@ func (k *kept) set(m *message) error {
 		k.remove(old)
 		return nil
 	}
-	if bytes > maxKeptBytes || old == nil && len(k.messages) >= maxKept {
+	if bytes > maxKeptBytes || old == nil && len(k.messages) >= k.most {
 		return errors.New("no room for another retained message")
 	}
 	k.messages[m.topic], k.bytes = m, bytes

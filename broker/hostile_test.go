@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"pairsync/internal/ledger"
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
+	"pairsync/internal/token"
 )
 
 // raw is a connection on which a test writes what it likes.
@@ -54,6 +56,14 @@ func (w *world) connectBytes(t *testing.T, user, id string, change func(*packets
 	return encode(t, pk)
 }
 
+// subscribeBytes is a SUBSCRIBE of one short filter at QoS 1, MQTT 5.
+func subscribeBytes(filter string) []byte {
+	sub := []byte{0x82, 0, 0, 1, 0, 0, byte(len(filter))} // id 1, no properties
+	sub = append(append(sub, filter...), 1)
+	sub[1] = byte(len(sub) - 2)
+	return sub
+}
+
 // ended waits for the server to close c, at most d of fake time, and returns
 // what it sent.
 func ended(t *testing.T, c net.Conn, d time.Duration) []byte {
@@ -68,13 +78,14 @@ func ended(t *testing.T, c net.Conn, d time.Duration) []byte {
 
 func TestHostileBeforeConnect(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		for name, bytes := range map[string][]byte{
+		for name, bytes := range map[string][]byte{ // those in capitals are closed at once
 			"silence":               nil,
 			"half a header":         {0x10},
 			"not MQTT":              []byte("GET / HTTP/1.1\r\n\r\n"),
-			"PINGREQ first":         {0xC0, 0x00},
-			"a CONNECT of 200 MB":   {0x10, 0xFF, 0xFF, 0xFF, 0x5F},
-			"an endless length":     {0x10, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF},
+			"PINGREQ FIRST":         {0xC0, 0x00},
+			"A CONNECT OF 200 MB":   {0x10, 0xFF, 0xFF, 0xFF, 0x5F},
+			"A CONNECT OF 17 KB":    {0x10, 0x81, 0x88, 0x01},
+			"AN ENDLESS LENGTH":     {0x10, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF},
 			"a CONNECT that stalls": w.connectBytes(t, "ann", "x", nil)[:40],
 			"a CONNECT of nonsense": append([]byte{0x10, 20}, make([]byte, 20)...),
 			"no protocol we know":   {0x10, 0x0C, 0, 4, 'M', 'Q', 'T', 'T', 9, 2, 0, 10, 0, 0},
@@ -83,10 +94,17 @@ func TestHostileBeforeConnect(t *testing.T) {
 			c.Write(bytes)
 			start := time.Now()
 			ended(t, c, time.Minute)
-			if took := time.Since(start); took > connectWait {
-				t.Errorf("%s: closed after %v, want within %v", name, took, connectWait)
+			most := connectWait
+			if name == strings.ToUpper(name) {
+				most = 0
+			}
+			if took := time.Since(start); took > most {
+				t.Errorf("%s: closed after %v, want within %v", name, took, most)
 			}
 			c.Close()
+		}
+		if got := counted(t, w.broker.metrics.overLimit); got != 3 {
+			t.Errorf("%v packets over the limit were counted, want 3", got)
 		}
 	})
 }
@@ -118,14 +136,33 @@ func TestDecoderPanic(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ben := w.connect("ben", func(c *mqttlink.Config) { c.Subscriptions = w.photosOf("ann") })
 		defer ben.end()
-		for range 3 {
+		live := moment.LiveTopic(w.pair.ID, "ann", "gone")
+		if err := ben.Subscribe(t.Context(), mqttlink.Subscription{Filter: live}); err != nil {
+			t.Fatal(err)
+		}
+		admin := w.token(token.Principal{User: "ann", Role: token.RoleAdmin})
+		for _, role := range []string{"user", "user", "admin"} {
 			c := w.raw()
-			c.Write(w.connectBytes(t, "eve", "x", nil))
+			c.Write(w.connectBytes(t, "ann", "x", func(pk *packets.Packet) {
+				if role == "admin" {
+					pk.Connect.Password = []byte(admin)
+				}
+				pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, live, []byte(role)
+			}))
 			c.Write([]byte{0x82, 0x06, 0x12, 0x34, 0x00, 0x00, 0x01, 0x70})
 			ended(t, c, time.Minute)
 			c.Close()
+			settle(time.Second)
+			if m := ben.last(live); m == nil || string(m.Payload) != role {
+				t.Errorf("the will of a %s: %v", role, m)
+			}
 		}
-		settle(time.Second)
+		if n := w.broker.mq.Clients.Len(); n != 2 { // ben's, and the inline client
+			t.Errorf("mochi keeps %d clients, want 2", n)
+		}
+		ben.mu.Lock()
+		ben.got = nil
+		ben.mu.Unlock()
 		if n := w.broker.Connections(); n != 1 {
 			t.Errorf("%d connections are left, want ben's", n)
 		}
@@ -172,11 +209,14 @@ func TestPublisherThatNeverReads(t *testing.T) {
 // slowly but at a rate that a bad link has is taken.
 func TestTrickle(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		publish := func(c net.Conn, chunk int, pause time.Duration) error {
-			pk := encode(t, packets.Packet{
+		photo := func() []byte {
+			return encode(t, packets.Packet{
 				FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, ProtocolVersion: 5, PacketID: 1,
 				TopicName: "pairs/" + w.pair.ID + "/photos/ann/slow", Payload: make([]byte, 2<<20),
 			})
+		}
+		publish := func(c net.Conn, chunk int, pause time.Duration) error {
+			pk := photo()
 			for len(pk) > 0 {
 				n := min(chunk, len(pk))
 				if _, err := c.Write(pk[:n]); err != nil {
@@ -190,8 +230,25 @@ func TestTrickle(t *testing.T) {
 		slow := func(pk *packets.Packet) { pk.Connect.Keepalive = 10 }
 		c := w.raw()
 		c.Write(w.connectBytes(t, "ann", "x", slow))
-		if err := publish(c, 1, time.Second); err == nil {
+		err := publish(c, 1, time.Second)
+		if err == nil {
 			t.Error("a byte a second was read to the end")
+		}
+		c.Close()
+		// Bytes that came fast buy no right to dawdle afterwards, nor does a
+		// keepalive of a day.
+		c = w.raw()
+		c.Write(w.connectBytes(t, "ann", "x", func(pk *packets.Packet) { pk.Connect.Keepalive = 65535 }))
+		pk := photo()
+		c.Write(pk[:1<<20])
+		start := time.Now()
+		err = nil
+		for i := 1 << 20; i < len(pk) && err == nil; i++ {
+			time.Sleep(10 * time.Second)
+			_, err = c.Write(pk[i : i+1])
+		}
+		if took := time.Since(start); took > 2*packetWait {
+			t.Errorf("a photo that stands still was cut after %v", took)
 		}
 		c.Close()
 		c = w.raw()
@@ -250,12 +307,7 @@ func TestStuckReader(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		stuck := w.raw()
 		stuck.Write(w.connectBytes(t, "ben", "phone", nil))
-		sub := []byte{0x82, 0, 0, 1, 0} // SUBSCRIBE, id 1, no properties
-		filter := w.photosOf("ann")[0].Filter
-		sub = append(sub, 0, byte(len(filter)))
-		sub = append(append(sub, filter...), 1)
-		sub[1] = byte(len(sub) - 2)
-		stuck.Write(sub)
+		stuck.Write(subscribeBytes(w.photosOf("ann")[0].Filter))
 		settle(time.Second)
 		ann := w.connect("ann", nil)
 		defer ann.end()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -71,8 +72,8 @@ func (c *conn) receive(p []byte) (int, error) {
 func (c *conn) readSome(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.received += n
-		c.Conn.SetReadDeadline(c.packetDeadline())
+		c.received.Add(int64(n))
+		c.Conn.SetReadDeadline(c.readBy(n))
 		return n, nil // an error comes again
 	}
 	return n, err
@@ -83,13 +84,20 @@ func (c *conn) readSome(p []byte) (int, error) {
 func (c *conn) nextPacket() error {
 	in := &c.in
 	in.body, in.lent = nil, nil // of a packet that was refused, maybe
+	if c.room != nil {
+		c.b.incoming.free(c.room) // the packet before is dealt with, or the ledger's
+		c.room = nil
+	}
 	var rest, size int
 	for size == 0 {
-		if err := c.checkFirst(); err != nil {
+		if err := c.check(); err != nil {
 			return err
 		}
 		if rest, size = fixedHeader(in.buf); size > 0 {
 			break
+		}
+		if len(in.buf) >= maxFixedHeader {
+			return fmt.Errorf("remaining length: %w", packets.ErrMalformedVariableByteInteger)
 		}
 		if err := c.fill(); err != nil {
 			return err
@@ -97,11 +105,28 @@ func (c *conn) nextPacket() error {
 	}
 	in.head, in.buf = in.buf[:size], in.buf[size:]
 	in.left = size + rest
-	if size > maxFixedHeader || in.head[0]>>4 != packets.Publish ||
-		c.client == nil || rest < minBody || rest > c.largest {
+	if err := c.makeRoom(rest); err != nil {
+		return err
+	}
+	if in.head[0]>>4 != packets.Publish || c.client == nil || rest < minBody {
 		return nil
 	}
 	return c.takePublish(rest)
+}
+
+// makeRoom waits until there is memory for a large packet.
+func (c *conn) makeRoom(size int) (err error) {
+	if c.client == nil || size < largePacket {
+		return nil
+	}
+	start := time.Now()
+	c.room, err = c.client.receive(size)
+	if waited := time.Since(start); waited > 0 && !c.deadline.IsZero() { // not the client's fault
+		c.deadline = c.deadline.Add(waited)
+		c.packet = time.Time{}
+		c.Conn.SetReadDeadline(c.readBy(0))
+	}
+	return err
 }
 
 // fill reads more into the buffer.
@@ -117,36 +142,40 @@ func (c *conn) fill() error {
 }
 
 // fixedHeader returns the size of the fixed header that b begins with and the
-// remaining length it tells, or 0, 0 if b is too short. One that is malformed
-// is for mochi to refuse: it has maxFixedHeader+1 bytes.
+// remaining length it tells; size 0, and what it tells so far, when b does not
+// hold all of it.
 func fixedHeader(b []byte) (rest, size int) {
-	for i := 1; i < len(b); i++ {
+	for i := 1; i < min(len(b), maxFixedHeader); i++ {
 		rest |= int(b[i]&0x7f) << (7 * (i - 1))
-		switch {
-		case b[i]&0x80 == 0:
+		if b[i]&0x80 == 0 {
 			return rest, i + 1
-		case i == maxFixedHeader:
-			return 0, maxFixedHeader + 1
 		}
 	}
-	return 0, 0
+	return rest, 0
 }
 
-// checkFirst refuses a first packet that is foreign or oversized, which mochi
-// would allocate before anybody is authenticated, as soon as that can be seen.
-func (c *conn) checkFirst() error {
+// check refuses a first packet that is not a CONNECT, and one that is larger
+// than its type may be, as soon as that can be seen: mochi allocates a packet
+// when it sees the header.
+func (c *conn) check() error {
 	b := c.in.buf
-	if c.begun || len(b) == 0 {
+	if len(b) == 0 {
 		return nil
 	}
-	if b[0]>>4 != packets.Connect {
+	kind := b[0] >> 4
+	if !c.begun && kind != packets.Connect {
 		return packets.ErrProtocolViolationRequireFirstConnect
 	}
 	rest, size := fixedHeader(b)
-	if rest > maxConnectBytes {
-		return fmt.Errorf("CONNECT of %d bytes: %w", rest, packets.ErrPacketTooLarge)
+	c.begun = c.begun || size > 0
+	if most := c.b.maxIncoming(kind); rest > most {
+		err := fmt.Errorf("packet of %d bytes (at most %d): %w", rest, most, packets.ErrPacketTooLarge)
+		c.b.metrics.overLimit.Inc()
+		if c.client != nil {
+			c.client.farewell(refusal(packets.ErrPacketTooLarge, err))
+		}
+		return err
 	}
-	c.begun = size > 0
 	return nil
 }
 
@@ -187,7 +216,7 @@ func payloadAt(b []byte, hasID, v5 bool) (int, bool) {
 	}
 	if v5 && at < len(b) {
 		n, size := fixedHeader(b[at-1:]) // a variable byte integer has the same form
-		if size < 2 || size > maxFixedHeader {
+		if size == 0 {
 			return 0, false
 		}
 		at += size - 1 + n

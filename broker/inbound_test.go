@@ -3,9 +3,11 @@ package broker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -18,6 +20,7 @@ import (
 
 	"pairsync/internal/moment"
 	"pairsync/internal/mqttlink"
+	"pairsync/internal/token"
 )
 
 // chunks is a connection on which bytes come in pieces of random size.
@@ -40,14 +43,27 @@ func (c *chunks) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (c *chunks) SetReadDeadline(time.Time) error { return nil }
+func (c *chunks) SetReadDeadline(time.Time) error  { return nil }
+func (c *chunks) SetWriteDeadline(time.Time) error { return nil }
+func (c *chunks) Write(p []byte) (int, error)      { return len(p), nil }
+func (c *chunks) Close() error                     { return nil }
+func (c *chunks) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 
-// readAll reads packets as mochi does, and puts each together again.
-func readAll(stream []byte, version byte, seed uint64) (got [][]byte, err error) {
-	c := &conn{
-		Conn: &chunks{b: stream, rand: rand.New(rand.NewPCG(seed, 1))}, begun: true, largest: 1 << 20,
-		client: &client{cl: &mqtt.Client{Properties: mqtt.ClientProperties{ProtocolVersion: version}}},
-	}
+// limits is as much of a broker as reading needs.
+var limits = &Broker{
+	cfg: DefaultConfig(), metrics: newCounters(), incoming: newBudget(64 << 20),
+	mq: mqtt.New(&mqtt.Options{
+		Capabilities: &mqtt.Capabilities{MaximumPacketSize: 8 << 20}, Logger: slog.New(slog.DiscardHandler),
+	}),
+}
+
+// readPackets reads packets as mochi does, and puts each together again.
+func readPackets(stream []byte, version byte, seed uint64) (got [][]byte, err error) {
+	c := newConn(context.Background(), limits, &chunks{b: stream, rand: rand.New(rand.NewPCG(seed, 1))})
+	c.begun = true
+	c.client = &client{b: limits, nc: c, cl: limits.mq.NewClient(c, "test", "c", false)}
+	c.client.cl.Properties.ProtocolVersion = version
+	c.client.token.Store(&token.Principal{User: "ann"})
 	r := bufio.NewReaderSize(c, 256)
 	for {
 		first, err := r.ReadByte()
@@ -98,7 +114,7 @@ func TestInbound(t *testing.T) {
 			}
 		}
 		for seed := range uint64(20) {
-			got, err := readAll(bytes.Join(want, nil), version, seed)
+			got, err := readPackets(bytes.Join(want, nil), version, seed)
 			if err != io.EOF || len(got) != len(want) {
 				t.Fatalf("version %d, seed %d: %d packets, %v; want %d", version, seed, len(got), err, len(want))
 			}
@@ -123,7 +139,7 @@ func FuzzInbound(f *testing.F) {
 		if v5 {
 			version = 5
 		}
-		got, err := readAll(stream, version, seed)
+		got, err := readPackets(stream, version, seed)
 		if err == io.ErrShortBuffer {
 			t.Fatal("a payload is not the end of its packet")
 		}

@@ -3,8 +3,10 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +28,13 @@ type LimitsConfig struct {
 	LoginFailures      int     `yaml:"login_failures"`      // from one address before it has to wait
 	UserPublishes      float64 `yaml:"user_publishes"`      // per second, of one user
 	UserPublishBytes   int     `yaml:"user_publish_bytes"`  // per second, of one user
+	ConnectBytes       int     `yaml:"connect_bytes"`       // of a CONNECT, and of other packets without topics and payload
+	SessionFilters     int     `yaml:"session_filters"`     // subscriptions of one session
+	TopicBytes         int     `yaml:"topic_bytes"`         // of a topic or a filter
+	TopicLevels        int     `yaml:"topic_levels"`        // of a topic or a filter
+	RetainedTopics     int     `yaml:"retained_topics"`     // outside of pairs, by admins; they are in memory
+	WriteMemory        int     `yaml:"write_memory"`        // bytes of payloads that are being written, of all connections
+	ReadMemory         int     `yaml:"read_memory"`         // bytes of packets that are being received, of all connections
 }
 
 // burst is how many seconds' worth of a rate may come at once: a phone empties
@@ -36,11 +45,27 @@ const burst = 30
 // would have to wait longer is disconnected.
 const maxPublishWait = 2 * time.Second
 
+// What the contract's own packets and topics need.
+const (
+	minConnectBytes = 10 << 10
+	minTopicBytes   = 512 // three ids
+	minTopicLevels  = 5
+)
+
+// tooSlow ends a connection that others wait for.
+var tooSlow = packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "too slow while memory is short"}
+
+// maxAddresses bounds the memory of addresses; the least recently seen idle
+// ones are dropped first.
+const maxAddresses = 65536
+
 func defaultLimits() LimitsConfig {
 	return LimitsConfig{
 		Connections: 20_000, AddressConnections: 2_000, UserConnections: 64,
 		AddressConnects: 100, LoginFailures: 10,
 		UserPublishes: 200, UserPublishBytes: 32 << 20,
+		ConnectBytes: 16 << 10, SessionFilters: 64, TopicBytes: 1 << 10, TopicLevels: 16,
+		RetainedTopics: 1000, WriteMemory: 64 << 20, ReadMemory: 64 << 20,
 	}
 }
 
@@ -50,6 +75,7 @@ func (c LimitsConfig) validate(photoBytes int) error {
 		"connections": float64(c.Connections), "address_connections": float64(c.AddressConnections),
 		"user_connections": float64(c.UserConnections), "address_connects": c.AddressConnects,
 		"login_failures": float64(c.LoginFailures), "user_publishes": c.UserPublishes,
+		"session_filters": float64(c.SessionFilters), "retained_topics": float64(c.RetainedTopics),
 	} {
 		if v < 1 {
 			errs = append(errs, fmt.Errorf("limits.%s: must be at least 1", key))
@@ -57,6 +83,16 @@ func (c LimitsConfig) validate(photoBytes int) error {
 	}
 	if c.UserPublishBytes < photoBytes/burst {
 		errs = append(errs, errors.New("limits.user_publish_bytes: one photo must fit into 30 seconds' worth"))
+	}
+	if c.ConnectBytes < minConnectBytes {
+		errs = append(errs, fmt.Errorf("limits.connect_bytes: must be at least %d: a token is up to 8 KiB", minConnectBytes))
+	}
+	if c.TopicBytes < minTopicBytes || c.TopicBytes > math.MaxUint16 || c.TopicLevels < minTopicLevels {
+		errs = append(errs, fmt.Errorf("limits: topic_bytes must be %d to %d and topic_levels at least %d: our own topics have as many",
+			minTopicBytes, math.MaxUint16, minTopicLevels))
+	}
+	if least := userShare * (photoBytes + readBytes); c.WriteMemory < least || c.ReadMemory < least {
+		errs = append(errs, fmt.Errorf("limits: write_memory and read_memory must be at least %d: %d of the largest photos", least, userShare))
 	}
 	return errors.Join(errs...)
 }
@@ -127,6 +163,17 @@ func (l *limiter) release(nc net.Conn) {
 	if l.from[a]--; l.from[a] <= 0 {
 		delete(l.from, a)
 	}
+}
+
+// topic returns nil for a topic or filter of allowed length and depth.
+func (l *limiter) topic(name string) error {
+	if len(name) > l.cfg.TopicBytes {
+		return fmt.Errorf("topic of %d bytes is too long (at most %d)", len(name), l.cfg.TopicBytes)
+	}
+	if n := strings.Count(name, "/") + 1; n > l.cfg.TopicLevels {
+		return fmt.Errorf("topic of %d levels is too deep (at most %d)", n, l.cfg.TopicLevels)
+	}
+	return nil
 }
 
 // connect decides about a CONNECT before its token is looked at.

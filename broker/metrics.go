@@ -14,7 +14,7 @@ type counters struct {
 	stored, duplicates, refused       prometheus.Counter
 	delivered, redelivered, acked     prometheus.Counter
 	skipped, dropped, panics, trimmed prometheus.Counter
-	overLimit                         prometheus.Counter
+	overLimit, memoryWaits, slowCut   prometheus.Counter
 	undelivered                       prometheus.Counter
 }
 
@@ -23,7 +23,9 @@ func newCounters() *counters {
 	return &counters{
 		set:             s,
 		connects:        s.Counter("connects_total", "Clients that were let in."),
-		overLimit:       s.Counter("over_limit_total", "Connections and publishes turned away because of a limit."),
+		overLimit:       s.Counter("over_limit_total", "Connections, packets, publishes and filters turned away because of a limit."),
+		memoryWaits:     s.Counter("memory_waits_total", "Deliveries and publishes that waited because write_memory or read_memory (broker.limits) was used up."),
+		slowCut:         s.Counter("slow_clients_cut_total", "Connections ended because others waited for memory that they held too long."),
 		refusedConnects: s.Counter("connects_refused_total", "CONNECTs that were refused."),
 		stored:          s.Counter("moments_stored_total", "Moments that were stored and acknowledged."),
 		duplicates:      s.Counter("moments_duplicate_total", "Repeated publishes of a moment that is stored already."),

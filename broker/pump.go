@@ -40,7 +40,7 @@ func (c *client) run() {
 // turn writes all there is to write at the moment.
 func (c *client) turn() error {
 	for {
-		if err := c.flush(); err != nil {
+		if err := c.flush(false); err != nil {
 			return err
 		}
 		if c.admin != nil {
@@ -76,8 +76,9 @@ func (c *client) logs() []ledger.LogID {
 	return c.sess.logs()
 }
 
-// flush writes the answers that are due, in order, and what else is queued.
-func (c *client) flush() error {
+// flush writes the answers that are due, in order, and what else is queued; a
+// pump that holds room in the budget, or waits for it, loads no other photo.
+func (c *client) flush(holds bool) error {
 	for {
 		c.mu.Lock()
 		var r *reply
@@ -86,7 +87,7 @@ func (c *client) flush() error {
 			c.replies = c.replies[1:]
 		}
 		var o *outgoing
-		if r == nil && len(c.out) > 0 {
+		if r == nil && len(c.out) > 0 && !(holds && c.out[0].photo) {
 			o = &c.out[0]
 			c.out = c.out[1:]
 			c.outBytes -= len(o.payload)
@@ -178,6 +179,13 @@ func (c *client) settleReplies() {
 }
 
 func (c *client) writeOut(o *outgoing) error {
+	if o.photo {
+		h, err := c.take(c.b.maxLoaded())
+		if err != nil {
+			return err
+		}
+		defer c.b.budget.free(h)
+	}
 	if o.load != nil {
 		got, err := o.load(c.ctx)
 		if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, kv.ErrNotFound) {
@@ -235,10 +243,11 @@ func (c *client) redeliver() (again bool, err error) {
 	f.serial = c.serial
 	s.mu.Unlock()
 
-	got, err := c.b.deps.Ledger.Read(c.ctx, f.log, f.seq-1, ledger.Limit{Entries: 1})
+	got, room, err := c.load(f.log, f.seq-1, ledger.Limit{Entries: 1})
 	if err != nil {
 		return false, err
 	}
+	defer c.b.budget.free(room)
 	now := time.Now()
 	s.mu.Lock()
 	var ids []int
@@ -264,9 +273,9 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 	s := c.sess
 	s.mu.Lock()
 	fl := s.follows[log]
-	room := min(c.window-len(s.sent), 32)
+	entries := min(c.window-len(s.sent), 32)
 	bytes := c.b.cfg.WindowBytes - s.bytes
-	if s.owner != c || fl == nil || !c.can.Load().follow(log) || room <= 0 || bytes <= 0 {
+	if s.owner != c || fl == nil || !c.can.Load().follow(log) || entries <= 0 || bytes <= 0 {
 		stopped := s.owner != c
 		s.mu.Unlock()
 		if stopped {
@@ -278,8 +287,8 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 	s.mu.Unlock()
 
 	now := time.Now()
-	got, err := c.b.deps.Ledger.Read(c.ctx, log, after, ledger.Limit{
-		Entries: room, Bytes: min(readBytes, bytes),
+	got, room, err := c.load(log, after, ledger.Limit{
+		Entries: entries, Bytes: min(readBytes, bytes),
 		Want: func(e *ledger.Entry) bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -290,13 +299,16 @@ func (c *client) deliver(log ledger.LogID) (moved bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	defer c.b.budget.free(room)
 	for i := range got.Entries {
 		err := c.send(log, resets, &got.Entries[i])
 		bufpool.Put(got.Entries[i].Payload)
 		if err != nil {
 			return false, err
 		}
-		if err := c.flush(); err != nil {
+		got.Entries[i].Payload = nil
+		c.b.budget.resize(room, payloadBytes(got.Entries[i:]))
+		if err := c.flush(true); err != nil {
 			return false, err
 		}
 	}

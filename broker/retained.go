@@ -42,7 +42,7 @@ func (c *client) sendRetained(filters []subscription) {
 			continue
 		}
 		slices.Sort(ids)
-		c.enqueue(outgoing{topic: v.topic, retained: true, ids: slices.Compact(ids), load: v.load})
+		c.enqueue(outgoing{topic: v.topic, retained: true, ids: slices.Compact(ids), load: v.load, photo: v.photo})
 	}
 }
 
@@ -51,20 +51,21 @@ func (c *client) sendRetained(filters []subscription) {
 type value struct {
 	topic  string
 	latest bool
+	photo  bool // load reads one
 	load   func(context.Context) (outgoing, error)
 }
 
 func (b *Broker) retainedOf(p registry.Pair) []value {
 	out := []value{
 		{topic: moment.InfoTopic(p.ID), load: func(context.Context) (outgoing, error) { return jsonOut(b.pairInfo(p)) }},
-		{topic: moment.NewestTopic(p.ID), load: func(ctx context.Context) (outgoing, error) { return b.newestOf(ctx, p) }},
+		{topic: moment.NewestTopic(p.ID), photo: true, load: func(ctx context.Context) (outgoing, error) { return b.newestOf(ctx, p) }},
 	}
 	for _, user := range p.Users {
 		out = append(out,
 			value{topic: moment.PresenceTopic(p.ID, user), load: func(context.Context) (outgoing, error) {
 				return jsonOut(b.presence(user))
 			}},
-			value{topic: moment.LatestTopic(p.ID, user), latest: true, load: b.latestOf(p.ID, user)})
+			value{topic: moment.LatestTopic(p.ID, user), latest: true, photo: true, load: b.latestOf(p.ID, user)})
 	}
 	for _, d := range b.deps.Registry.DevicesOf(p.Users[:]...) {
 		if d.Revoked {
@@ -150,7 +151,7 @@ func (b *Broker) tellNewest(m *moment.Moment) {
 		o.topic, o.asPublished, o.expires = moment.NewestTopic(m.Pair), true, m.ExpiresAt
 		b.fanOut(m.Pair, o, nil)
 	}
-	o := outgoing{topic: moment.LatestTopic(m.Pair, m.User), asPublished: true, load: b.latestOf(m.Pair, m.User)}
+	o := outgoing{topic: moment.LatestTopic(m.Pair, m.User), asPublished: true, photo: true, load: b.latestOf(m.Pair, m.User)}
 	if p, ok := b.deps.Registry.Pair(m.Pair); ok {
 		for _, c := range b.audience(p.Users[:]...) {
 			c.push(o, true, nil)

@@ -13,7 +13,8 @@ import (
 	"pairsync/internal/moment"
 )
 
-var errTooManyFilters = fmt.Errorf("more than %d filters in one session", maxSubscriptions)
+// errFilterLimit is a filter over one of the limits.
+var errFilterLimit = errors.New("over the limit")
 
 // subscribed keeps the filters that a SUBSCRIBE was granted, on disk for a
 // durable session, before SUBACK is written. Filters that cannot be kept are
@@ -38,7 +39,7 @@ func (b *Broker) subscribed(c *client, pk packets.Packet, codes []byte) {
 		if why != nil {
 			b.log.Info("subscription refused", "client", s.id, "reason", why)
 			codes[i] = packets.ErrImplementationSpecificError.Code
-			if errors.Is(why, errTooManyFilters) {
+			if errors.Is(why, errFilterLimit) {
 				codes[i] = packets.ErrQuotaExceeded.Code
 			}
 			c.refusal = why.Error()
@@ -157,6 +158,10 @@ func (b *Broker) addFilter(c *client, sub subscription, back backfill) (existed 
 	if !ok {
 		return false, "", fmt.Errorf("filter %q names no single pair or user", sub.Filter)
 	}
+	if err := b.limits.topic(sub.Filter); err != nil {
+		b.metrics.overLimit.Inc()
+		return false, "", fmt.Errorf("%w: %w", errFilterLimit, err)
+	}
 	start, err := b.startOf(c, log, back)
 	if err != nil {
 		b.log.Error("place of a filter not read", "client", s.id, "error", err)
@@ -171,8 +176,9 @@ func (b *Broker) addFilter(c *client, sub subscription, back backfill) (existed 
 		existed, sub.From = true, old.From
 	} else {
 		sub.From = start
-		if len(s.subs) >= maxSubscriptions {
-			return false, "", errTooManyFilters
+		if most := b.cfg.Limits.SessionFilters; len(s.subs) >= most {
+			b.metrics.overLimit.Inc()
+			return false, "", fmt.Errorf("%w: more than %d filters in one session", errFilterLimit, most)
 		}
 	}
 	had := s.needsCursor(log)

@@ -191,13 +191,17 @@ func readPacket(r *bufio.Reader, version byte) (pk packets.Packet, err error) {
 	return pk, err
 }
 
-// connectPacket is a CONNECT of user, MQTT 5, clean start.
 func (w *world) connectPacket(user, id string) packets.Packet {
+	return connectPacket(w.token(token.Principal{User: user, Role: token.RoleApp}), id)
+}
+
+// connectPacket is a CONNECT with a token, MQTT 5, clean start.
+func connectPacket(raw, id string) packets.Packet {
 	return packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: 5,
 		Connect: packets.ConnectParams{
 			ProtocolName: []byte("MQTT"), ClientIdentifier: id, Keepalive: 60, Clean: true,
-			PasswordFlag: true, Password: []byte(w.token(token.Principal{User: user, Role: token.RoleApp})),
+			PasswordFlag: true, Password: []byte(raw),
 		},
 	}
 }

@@ -37,6 +37,7 @@ type world struct {
 	faults   sync.Mutex              // guards the fields below
 	onApply  func(ops []kv.Op) error // before each KV write of the broker; errLost: the write is lost
 	onRemove func() error            // before each Remove of the ledger
+	ends     []func()                // of every peer
 	onStored func()                  // after an append is on disk, before the broker hears of it
 	onRead   func(ledger.Batch)      // after each Read of the ledger
 
@@ -47,8 +48,7 @@ type world struct {
 	broker *Broker
 	stop   func()
 	pair   registry.Pair
-	ends   []func() // of every peer
-	hold   bool     // peers do not acknowledge, from the start
+	hold   bool // peers do not acknowledge, from the start
 }
 
 // inWorld runs fn in a bubble with a started world in which ann and ben are a
@@ -279,7 +279,7 @@ func (w *world) connect(user string, change func(*mqttlink.Config)) *peer {
 		<-ended
 		synctest.Wait()
 	})
-	w.ends = append(w.ends, p.end)
+	w.set(func() { w.ends = append(w.ends, p.end) })
 	up, cancelUp := context.WithTimeout(ctx, 10*time.Second)
 	defer cancelUp()
 	if err := link.AwaitUp(up); err != nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -43,7 +43,7 @@ func expiryLeft(t time.Time) uint32 {
 }
 
 // writePublish writes a PUBLISH without copying its payload, which mochi's
-// WritePacket does twice. It takes the same lock, so packets stay whole.
+// WritePacket does twice.
 func (c *client) writePublish(pk *packets.Packet, payload []byte) error {
 	head, err := publishHead(pk, len(payload))
 	if err != nil {
@@ -56,8 +56,6 @@ func (c *client) writePublish(pk *packets.Packet, payload []byte) error {
 	if c.cl.Closed() {
 		return mqtt.ErrConnectionClosed
 	}
-	c.cl.Lock()
-	defer c.cl.Unlock()
 	if err := c.nc.writeTwo(head, payload); err != nil {
 		return err
 	}
