@@ -54,7 +54,7 @@ type Daemon struct {
 	ready chan struct{} // closed once everything serves
 
 	db       *badgerdb.DB
-	ledger   ledger.Ledger
+	ledger   *badgerledger.Ledger
 	registry *registry.Registry
 	keys     *token.Keys
 	signer   *token.Signer
@@ -194,6 +194,7 @@ func (d *Daemon) register() error {
 		d.metrics.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
 		d.broker.Register(d.metrics),
 		d.bridge.Register(d.metrics),
+		storeMetrics(d.db, d.ledger).Register(d.metrics),
 	)
 }
 
