@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -97,6 +98,60 @@ func (b *Broker) AwaitChanges(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// reconcile completes what a crash interrupted: pairs without their app
+// sessions, logs and states of pairs that have ended, sessions and states of
+// revoked devices.
+func (b *Broker) reconcile(ctx context.Context) error {
+	for _, d := range b.deps.Registry.Devices() {
+		if d.Revoked {
+			if err := b.deviceRevoked(ctx, d); err != nil {
+				return err
+			}
+		}
+	}
+	for _, p := range b.deps.Registry.Pairs() {
+		if err := b.pairCreated(ctx, p); err != nil {
+			return err
+		}
+	}
+	logs, err := b.deps.Ledger.Logs(ctx)
+	if err != nil {
+		return err
+	}
+	gone := map[string]registry.Pair{}
+	note := func(id string) {
+		if _, there := b.deps.Registry.Pair(id); !there {
+			gone[id] = registry.Pair{ID: id}
+		}
+	}
+	for _, log := range logs {
+		b.markDirty(log)
+		if id, ok := log.Pair(); ok {
+			note(id)
+		}
+	}
+	for _, prefix := range []string{keyPairUp, keyState} {
+		if err := b.deps.KV.Scan(ctx, prefix, func(key string, _ []byte) error {
+			id, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
+			note(id)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	for _, p := range b.deps.Registry.RemovedPairs() {
+		if _, found := gone[p.ID]; found {
+			gone[p.ID] = p
+		}
+	}
+	for _, p := range gone {
+		if err := b.pairRemoved(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pairCreated makes the app sessions of both users, at the log's start, so
@@ -297,7 +352,8 @@ func (b *Broker) pairRemoved(ctx context.Context, p registry.Pair) error {
 	return err
 }
 
-// deviceRevoked removes what a revoked device leaves behind.
+// deviceRevoked removes what a revoked device leaves behind; done again it does
+// nothing.
 func (b *Broker) deviceRevoked(ctx context.Context, d registry.Device) error {
 	b.mu.RLock()
 	s := b.sessions[d.User+"/"+d.ID]
@@ -311,7 +367,15 @@ func (b *Broker) deviceRevoked(ctx context.Context, d registry.Device) error {
 	if !ok {
 		return nil
 	}
-	return b.deps.KV.Apply(ctx, kv.Op{Key: stateKey(pair.ID, d.ID), Delete: true})
+	key := stateKey(pair.ID, d.ID)
+	_, err := b.deps.KV.Get(ctx, key)
+	if errors.Is(err, kv.ErrNotFound) {
+		return nil // at each start, for every device that was ever revoked
+	}
+	if err == nil {
+		err = b.deps.KV.Apply(ctx, kv.Op{Key: key, Delete: true})
+	}
+	return err
 }
 
 func (b *Broker) allSessions() []*session {

@@ -13,7 +13,6 @@ import (
 
 	"pairsync/internal/kv"
 	"pairsync/internal/ledger"
-	"pairsync/internal/registry"
 )
 
 // Keys in the key-value store.
@@ -360,48 +359,5 @@ func (b *Broker) loadSessions(ctx context.Context) error {
 			s.follows[log] = &follow{cursor: at, pos: at}
 		}
 	}
-	return b.reconcilePairs(ctx)
-}
-
-// reconcilePairs completes what a crash interrupted: pairs without their app
-// sessions, and logs of pairs that have ended.
-func (b *Broker) reconcilePairs(ctx context.Context) error {
-	for _, p := range b.deps.Registry.Pairs() {
-		if err := b.pairCreated(ctx, p); err != nil {
-			return err
-		}
-	}
-	logs, err := b.deps.Ledger.Logs(ctx)
-	if err != nil {
-		return err
-	}
-	gone := map[string]registry.Pair{}
-	note := func(id string) {
-		if _, there := b.deps.Registry.Pair(id); !there {
-			gone[id] = registry.Pair{ID: id}
-		}
-	}
-	for _, log := range logs {
-		b.markDirty(log)
-		if id, ok := log.Pair(); ok {
-			note(id)
-		}
-	}
-	if err := b.deps.KV.Scan(ctx, keyPairUp, func(key string, _ []byte) error {
-		note(strings.TrimPrefix(key, keyPairUp))
-		return nil
-	}); err != nil {
-		return err
-	}
-	for _, p := range b.deps.Registry.RemovedPairs() {
-		if _, found := gone[p.ID]; found {
-			gone[p.ID] = p
-		}
-	}
-	for _, p := range gone {
-		if err := b.pairRemoved(ctx, p); err != nil {
-			return err
-		}
-	}
-	return nil
+	return b.reconcile(ctx)
 }

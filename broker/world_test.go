@@ -43,6 +43,7 @@ type world struct {
 
 	db     *badgerdb.DB
 	ledger ledger.Ledger
+	store  *badgerledger.Ledger // the same
 	reg    *registry.Registry
 	signer *token.Signer
 	broker *Broker
@@ -96,7 +97,7 @@ func (w *world) start() {
 	must(err)
 	b, err := New(ctx, w.cfg, Deps{Ledger: faultyLedger{led, w}, KV: faultyKV{db.KV(), w}, Verifier: verifier, Registry: reg, Log: log})
 	must(err)
-	w.db, w.ledger, w.reg, w.broker = db, led, reg, b
+	w.db, w.ledger, w.store, w.reg, w.broker = db, led, led, reg, b
 	w.signer = token.NewSigner(keys, "pairsync", "pairsync")
 	var wg sync.WaitGroup
 	wg.Go(func() {

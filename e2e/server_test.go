@@ -31,9 +31,15 @@ type server struct {
 // newServer starts a server.
 func newServer(t testing.TB, env ...string) *server {
 	t.Helper()
+	return newServerIn(t, shortDir(t), env...)
+}
+
+// newServerIn starts a server with a data directory of the caller's.
+func newServerIn(t testing.TB, dir string, env ...string) *server {
+	t.Helper()
 	ports := freePorts(t, 3)
 	s := &server{
-		dir: shortDir(t), mqtt: ports[0], http: ports[1], ops: ports[2],
+		dir: dir, mqtt: ports[0], http: ports[1], ops: ports[2],
 		env:     append([]string{"PAIRSYNC_LOG_FORMAT=json", "PAIRSYNC_LOG_LEVEL=debug"}, env...),
 		secrets: newSecrets(t), owner: t,
 	}

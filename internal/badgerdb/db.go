@@ -39,7 +39,9 @@ type DB struct {
 	lazy    map[string][]byte
 	lazyDue *time.Timer // fires when lazy has waited long enough
 
-	cause atomic.Pointer[error] // why the store is unhealthy, nil while it is not
+	cause    atomic.Pointer[error] // why the store is unhealthy, nil while it is not
+	full     atomic.Bool           // said so, and not yet that there is room again
+	refusals atomic.Int64          // for lack of room
 
 	viewMu sync.Mutex // guards the fields below, and views.Add against views.Wait
 	closed bool

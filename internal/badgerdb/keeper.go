@@ -31,12 +31,17 @@ func (db *DB) keep() {
 	defer close(k.ended)
 	ballast := time.NewTicker(ballastAfter)
 	defer ballast.Stop()
+	room := time.NewTicker(roomEvery)
+	defer room.Stop()
+	db.watchRoom()
 	for {
 		select {
 		case <-k.quit:
 			return
 		case <-k.wake:
 			db.giveBack()
+		case <-room.C:
+			db.watchRoom()
 		case <-ballast.C:
 			if err := db.keepBallast(); err != nil {
 				db.log.Warn("ballast not written", "dir", db.dir, "err", err)

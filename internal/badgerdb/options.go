@@ -104,9 +104,10 @@ func badgerOptions(dir string, s sizes, log badger.Logger) badger.Options {
 }
 
 const (
-	lazyAfter    = time.Second // longest wait of a SetLazy for a commit to ride on
-	compactEvery = time.Hour   // between forced compactions
-	ballastAfter = time.Minute // after Open; and between attempts to restore it
+	lazyAfter    = time.Second      // longest wait of a SetLazy for a commit to ride on
+	compactEvery = time.Hour        // between forced compactions
+	ballastAfter = time.Minute      // after Open; and between attempts to restore it
+	roomEvery    = 10 * time.Second // between looks whether the disk is full
 )
 
 // maxFlatten is the largest tree that is compacted without need: the writer

@@ -23,7 +23,61 @@ func (db *DB) admit(j job, cost int64) error {
 		}
 		return enough(free, need)
 	}
-	return enough(free, db.sizes.putRoom()+cost)
+	need := db.sizes.putRoom() + cost
+	if j.cost <= db.sizes.minCost {
+		need -= db.sizes.reserve / 2
+	}
+	if err = enough(free, need); err != nil {
+		db.refusals.Add(1)
+		db.noteFull(err)
+	}
+	return err
+}
+
+// Writable is Healthy, and ErrFull while the disk has too little room for
+// anything large. Small changes are let through longer, and deletions longer
+// still: that is how room is made.
+func (db *DB) Writable() error {
+	if err := db.Healthy(); err != nil {
+		return err
+	}
+	free, err := db.Free()
+	if err != nil {
+		return err
+	}
+	// A batch more than is needed: this says full before anything is refused.
+	return enough(free, db.sizes.putRoom()+int64(db.sizes.batch))
+}
+
+// Free returns the bytes that are free on the store's disk.
+func (db *DB) Free() (int64, error) {
+	free, err := db.free(db.dir)
+	if err != nil {
+		return 0, fmt.Errorf("free space of %q: %w", db.dir, err)
+	}
+	return free, nil
+}
+
+// Refused returns how many changes were refused with ErrFull since Open.
+func (db *DB) Refused() int64 { return db.refusals.Load() }
+
+// noteFull says that the disk is full, once until it has room again.
+func (db *DB) noteFull(err error) {
+	if db.full.CompareAndSwap(false, true) {
+		db.log.Error("disk nearly full, refusing to store more until there is room; reads go on", "dir", db.dir, "err", err)
+	}
+}
+
+// watchRoom looks whether the disk has become full, also where nobody tries to
+// write, or has room again.
+func (db *DB) watchRoom() {
+	err := db.Writable()
+	switch {
+	case errors.Is(err, ErrFull):
+		db.noteFull(err)
+	case err == nil && db.full.CompareAndSwap(true, false):
+		db.log.Info("disk has room again, storing", "dir", db.dir)
+	}
 }
 
 func enough(free, need int64) error {

@@ -77,6 +77,7 @@ func (db *DB) write() {
 	compact := time.NewTicker(compactEvery)
 	defer compact.Stop()
 	defer db.lazyDue.Stop()
+	db.deleted = 1 // what was deleted before Open may not have left the disk
 	for {
 		batch, closed := db.queue.take(db.sizes.batch)
 		switch {

@@ -53,7 +53,7 @@ type Daemon struct {
 	ready chan struct{} // closed once everything serves
 
 	db       *badgerdb.DB
-	ledger   ledger.Ledger
+	ledger   *badgerledger.Ledger
 	registry *registry.Registry
 	keys     *token.Keys
 	signer   *token.Signer
@@ -173,6 +173,7 @@ func (d *Daemon) register() error {
 		d.broker.Register(d.metrics),
 		d.bridge.Register(d.metrics),
 		d.registerKeys(),
+		storeMetrics(d.db, d.ledger).Register(d.metrics),
 	)
 }
 

@@ -145,8 +145,8 @@ type Trimmed struct {
 	Bytes                int64
 }
 
-// Stat is the size of one log. Entries and Bytes do not count receipts, as
-// quotas do not.
+// Stat is the size of one log. Entries and Bytes do not count receipts and
+// deletes, as quotas do not.
 type Stat struct {
 	Entries int
 	Bytes   int64
@@ -196,10 +196,12 @@ type Ledger interface {
 
 	// Trim removes what r allows. Identities stay for IdentityLife.
 	Trim(ctx context.Context, log LogID, r Retention) (Trimmed, error)
-	// Remove takes one moment out, payload and header; its identity stays.
+	// Remove takes one moment out, payload and header, off the disk too in a
+	// bounded time; its identity stays.
 	// ErrNotFound when it is not there.
 	Remove(ctx context.Context, log LogID, key moment.Key) error
-	// Delete removes the log with its entries, identities and cursors, and
+	// Delete removes the log with its entries, identities and cursors, off the
+	// disk too in a bounded time, and
 	// refuses later appends with ErrDeleted. Pair ids are never used again.
 	Delete(ctx context.Context, log LogID) error
 }

@@ -30,6 +30,16 @@ func (s *Set) Gauge(name, help string) prometheus.Gauge {
 	return add(s, prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pairsync", Subsystem: s.component, Name: name, Help: help}))
 }
 
+// GaugeFunc adds a gauge whose value is asked for when it is read.
+func (s *Set) GaugeFunc(name, help string, value func() float64) {
+	add(s, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pairsync", Subsystem: s.component, Name: name, Help: help}, value))
+}
+
+// CounterFunc adds a counter that is kept elsewhere; its name ends in _total.
+func (s *Set) CounterFunc(name, help string, value func() float64) {
+	add(s, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "pairsync", Subsystem: s.component, Name: name, Help: help}, value))
+}
+
 func add[C prometheus.Collector](s *Set, c C) C {
 	s.all = append(s.all, c)
 	return c

@@ -63,7 +63,8 @@ func TestHeaderBeforeOrigin(t *testing.T) {
 func FuzzState(f *testing.F) {
 	f.Add((&state{}).encode())
 	f.Add((&state{deleted: true, head: 9}).encode())
-	f.Add((&state{head: 1 << 40, low: 3, entries: 4, receipts: 5, bytes: 6, newest: map[string]ledger.Seq{"a": 1, "b": 2}}).encode())
+	f.Add((&state{head: 1 << 40, low: 3, entries: 4, receipts: 5, deletes: 7, bytes: 6, newest: map[string]ledger.Seq{"a": 1, "b": 2}}).encode())
+	f.Add([]byte{1, 0, 9, 3, 4, 5, 6, 0}) // version 1
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := decodeState(b)

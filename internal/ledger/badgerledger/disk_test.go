@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -119,7 +120,11 @@ func TestDeleteIsFinished(t *testing.T) {
 // given as damaged; the log goes on, and Trim takes them all.
 func TestDamaged(t *testing.T) {
 	db := openDB(t, t.TempDir(), badgerdb.Server)
-	l := newLedger(t, db, Config{})
+	var said strings.Builder
+	l, err := New(db, Config{}, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
 	var seqs []ledger.Seq
 	for i := range 6 {
 		seqs = append(seqs, appendAll(t, l, testPhoto(fmt.Sprint(i), 10_000))...)
@@ -156,6 +161,12 @@ func TestDamaged(t *testing.T) {
 	}
 	if got := l.Damaged(); got != 4 {
 		t.Errorf("%d damaged entries counted, want 4", got)
+	}
+	for _, seq := range seqs[1:5] {
+		place := fmt.Sprintf("level=ERROR msg=\"damaged entry\" log=%s seq=%d ", pairLog, seq)
+		if n := strings.Count(said.String(), place); n != 1 {
+			t.Errorf("%q was logged %d times, want once", place, n)
+		}
 	}
 	tr, err := l.Trim(t.Context(), pairLog, ledger.Retention{UpTo: seqs[5]})
 	if err != nil || tr.Entries != 5 {
@@ -306,5 +317,35 @@ func TestHeaderLimits(t *testing.T) {
 	e, err := l.Lookup(t.Context(), pairLog, m.Key())
 	if err != nil || e.Damaged || e.Caption != m.Caption {
 		t.Errorf("lookup: damaged %v, %v", e.Damaged, err)
+	}
+}
+
+// TestLostIsStoredAgain: the repeat of a moment whose payload is damaged is no
+// duplicate.
+func TestLostIsStoredAgain(t *testing.T) {
+	db := openDB(t, t.TempDir(), badgerdb.Server)
+	l := newLedger(t, db, Config{})
+	seqs := appendAll(t, l, testPhoto("1", 10_000), testPhoto("2", 10_000))
+	update(t, db, func(tx *badgerdb.Tx) error { return tx.Delete(seqKey(recPayload, pairLog, seqs[0])) })
+	again := appendAll(t, l, testPhoto("1", 10_000)) // it fails on a duplicate
+	b, err := l.Read(t.Context(), pairLog, 0, ledger.Limit{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []ledger.Seq
+	for _, e := range b.Entries {
+		got = append(got, e.Seq)
+		if e.Damaged || len(e.Payload) != 10_000 {
+			t.Errorf("entry %d: damaged %v, %d bytes", e.Seq, e.Damaged, len(e.Payload))
+		}
+	}
+	if diff := cmp.Diff([]ledger.Seq{seqs[1], again[0]}, got); diff != "" {
+		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+	if seq, duplicate, err := ledger.Append(t.Context(), l, pairLog, testPhoto("1", 10_000)); seq != again[0] || !duplicate || err != nil {
+		t.Errorf("a repeat of the repeat: seq %d, duplicate %v, %v", seq, duplicate, err)
+	}
+	if st, err := l.Stat(t.Context(), pairLog); err != nil || st.Entries != 2 || st.Bytes != 20_000 {
+		t.Errorf("stat %+v, %v; want 2 entries of 20,000 bytes", st, err)
 	}
 }

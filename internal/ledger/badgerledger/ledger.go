@@ -23,8 +23,8 @@ import (
 	"pairsync/internal/moment"
 )
 
-// Config holds each log's quotas. Zero values take the defaults; receipts
-// never count (contract, section 2).
+// Config holds each log's quotas. Zero values take the defaults; receipts and
+// deletes never count (contract, section 2).
 type Config struct {
 	MaxEntries int
 	MaxBytes   int64
@@ -164,14 +164,23 @@ func (a *appending) run(tx *badgerdb.Tx) error {
 	if s.deleted {
 		return ledger.ErrDeleted
 	}
-	if seq, err := a.known(tx); err != nil || seq != 0 {
-		a.result = ledger.Result{Seq: seq, Duplicate: true}
+	seq, err := a.known(tx)
+	if err != nil {
 		return err
+	}
+	if seq != 0 && !a.l.lost(tx, a.log, seq) {
+		a.result = ledger.Result{Seq: seq, Duplicate: true}
+		return nil
+	}
+	if seq != 0 { // it takes the place of what was lost
+		if _, err := a.l.removeOne(tx, a.log, s, seq); err != nil {
+			return err
+		}
 	}
 	if err := a.l.checkQuota(s, &a.h); err != nil {
 		return fmt.Errorf("log %q: %w", string(a.log), err)
 	}
-	seq := s.head + 1
+	seq = s.head + 1
 	s.add(seq, &a.h)
 	a.h.m.StoredAt = time.Now()
 	key := seqKey(recHeader, a.log, seq)
@@ -204,6 +213,14 @@ func (a *appending) known(tx *badgerdb.Tx) (ledger.Seq, error) {
 	return getSeq(tx, identityKey(recMessage, a.log, a.m.User, a.m.Kind, a.m.MessageID))
 }
 
+// lost reports whether the entry at seq is there but cannot be read: after a
+// failed fsync its header may be on disk and its payload not. To call a repeat
+// of it a duplicate would acknowledge what is lost.
+func (l *Ledger) lost(tx *badgerdb.Tx, log ledger.LogID, seq ledger.Seq) bool {
+	e, err := l.one(tx, log, seq)
+	return err == nil && e.Damaged
+}
+
 // getSeq returns the seq stored under key, or 0.
 func getSeq(tx *badgerdb.Tx, key []byte) (ledger.Seq, error) {
 	v, err := tx.Get(key)
@@ -217,16 +234,19 @@ func getSeq(tx *badgerdb.Tx, key []byte) (ledger.Seq, error) {
 }
 
 // checkQuota refuses what would exceed the quota. Taking something back must
-// work in a full log, so deletes are only held to twice the entries.
+// work in a full log, and make room in it at once: deletes have a quota of
+// their own, of as many.
 func (l *Ledger) checkQuota(s *state, h *header) error {
-	entries := l.cfg.MaxEntries
 	switch h.m.Kind {
 	case moment.Receipt:
 		return nil
 	case moment.Delete:
-		entries *= 2
+		if s.deletes >= l.cfg.MaxEntries {
+			return fmt.Errorf("%d deletes: %w", s.deletes, ledger.ErrQuota)
+		}
+		return nil
 	}
-	if s.entries >= entries || s.bytes+int64(h.size) > l.cfg.MaxBytes && h.size > 0 {
+	if s.entries >= l.cfg.MaxEntries || s.bytes+int64(h.size) > l.cfg.MaxBytes && h.size > 0 {
 		return fmt.Errorf("%d entries of %d bytes: %w", s.entries, s.bytes, ledger.ErrQuota)
 	}
 	return nil

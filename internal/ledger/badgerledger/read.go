@@ -263,7 +263,7 @@ func (l *Ledger) Logs(ctx context.Context) ([]ledger.LogID, error) {
 				return err
 			}
 			s, err := decodeState(v)
-			if err == nil && !s.deleted && s.entries+s.receipts > 0 {
+			if err == nil && !s.deleted && s.all() > 0 {
 				found[ledger.LogID(key[2:])] = struct{}{}
 			}
 			return err

@@ -17,16 +17,18 @@ type state struct {
 	deleted  bool
 	head     ledger.Seq // the newest ever committed
 	low      ledger.Seq // no entry is below; where scans start, past the tombstones
-	entries  int        // without receipts
+	entries  int        // without receipts and deletes
 	receipts int
-	bytes    int64                 // without receipts
+	deletes  int
+	bytes    int64                 // of entries
 	newest   map[string]ledger.Seq // each user's newest photo
 }
 
-// A log record's value: 1 byte version 1, 1 byte flags (bit 0 deleted), then
+// A log record's value: 1 byte version 2, 1 byte flags (bit 0 deleted), then
 // uvarints head, low, entries, receipts, bytes, number of users, and for each
-// user text name and uvarint seq.
-const stateVersion = 1
+// user text name and uvarint seq, then uvarint deletes. Version 1 ends before
+// that and counts deletes as entries.
+const stateVersion = 2
 
 func (s *state) encode() []byte {
 	b := []byte{stateVersion, 0}
@@ -39,7 +41,7 @@ func (s *state) encode() []byte {
 	for user, seq := range s.newest {
 		b = binary.AppendUvarint(appendText(b, user), uint64(seq))
 	}
-	return b
+	return binary.AppendUvarint(b, uint64(s.deletes))
 }
 
 var errState = errors.New("malformed log record")
@@ -47,7 +49,7 @@ var errState = errors.New("malformed log record")
 func decodeState(b []byte) (*state, error) {
 	r := reader{b: b}
 	lead := r.take(2)
-	if len(lead) != 2 || lead[0] != stateVersion || lead[1] > 1 {
+	if len(lead) != 2 || lead[0] < 1 || lead[0] > stateVersion || lead[1] > 1 {
 		return nil, errState
 	}
 	s := &state{deleted: lead[1] == 1, newest: make(map[string]ledger.Seq)}
@@ -60,20 +62,30 @@ func decodeState(b []byte) (*state, error) {
 		user := r.text()
 		s.newest[user] = ledger.Seq(r.uvarint())
 	}
-	if r.bad || len(r.b) > 0 || s.entries < 0 || s.receipts < 0 || s.bytes < 0 {
+	if lead[0] > 1 {
+		s.deletes = int(r.uvarint())
+	}
+	if r.bad || len(r.b) > 0 || s.entries < 0 || s.receipts < 0 || s.deletes < 0 || s.bytes < 0 {
 		return nil, errState
 	}
 	return s, nil
 }
 
+// all is how many entries of any kind the log holds.
+func (s *state) all() int { return s.entries + s.receipts + s.deletes }
+
 // add counts an entry that becomes the newest.
 func (s *state) add(seq ledger.Seq, h *header) {
 	s.head = seq
-	if s.entries+s.receipts == 0 {
+	if s.all() == 0 {
 		s.low = seq
 	}
-	if h.m.Kind == moment.Receipt {
+	switch h.m.Kind {
+	case moment.Receipt:
 		s.receipts++
+		return
+	case moment.Delete:
+		s.deletes++
 		return
 	}
 	s.entries++
@@ -85,8 +97,12 @@ func (s *state) add(seq ledger.Seq, h *header) {
 
 // remove is the opposite of add, but leaves newest and low to its caller.
 func (s *state) remove(h *header) {
-	if h.m.Kind == moment.Receipt {
+	switch {
+	case h.m.Kind == moment.Receipt:
 		s.receipts--
+		return
+	case h.m.Kind == moment.Delete && s.deletes > 0: // else version 1 has counted it
+		s.deletes--
 		return
 	}
 	s.entries--
