@@ -130,7 +130,7 @@ func TestLastConnectionOfASession(t *testing.T) {
 			c.MinBackoff, c.MaxBackoff = time.Hour, time.Hour
 		})
 		settle(10 * time.Second)
-		w.crash(ben.end)
+		w.crash(ben.end, ann.end)
 		settle(time.Minute)
 		if got, want := w.sessionIDs(), "ann/ann-phone ann/app ben/app"; got != want {
 			t.Errorf("after a kill: sessions %s, want %s", got, want)
