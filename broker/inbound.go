@@ -15,8 +15,12 @@ import (
 // which would allocate it twice.
 const minBody = 4 << 10
 
-// readBytesIdle is the buffer of a connection that is waiting.
-const readBytesIdle = 4 << 10
+// The buffer of a connection: what most of them need, which only wait, and
+// what one gets that fills it.
+const (
+	smallBuffer = 512
+	largeBuffer = 4 << 10
+)
 
 // maxFixedHeader is the longest there is (MQTT 5, section 2.1).
 const maxFixedHeader = 5
@@ -133,11 +137,14 @@ func (c *conn) makeRoom(size int) (err error) {
 func (c *conn) fill() error {
 	in := &c.in
 	if in.room == nil {
-		in.room = make([]byte, readBytesIdle)
+		in.room = make([]byte, smallBuffer)
 	}
 	kept := copy(in.room, in.buf)
 	n, err := c.readSome(in.room[kept:])
 	in.buf = in.room[:kept+n]
+	if kept+n == smallBuffer {
+		in.room = make([]byte, largeBuffer)
+	}
 	return err
 }
 

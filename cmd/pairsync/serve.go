@@ -33,6 +33,9 @@ func (s *serveCmd) Run(ctx context.Context, c *common, std cli.IO) error {
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go daemon.ReleaseMemory(ctx)
 	return d.Run(ctx)
 }
 
