@@ -23,15 +23,21 @@ func (db *DB) admit(j job, cost int64) error {
 		}
 		return enough(free, need)
 	}
-	need := db.sizes.putRoom() + cost
-	if j.cost <= db.sizes.minCost {
-		need -= db.sizes.reserve / 2
-	}
-	if err = enough(free, need); err != nil {
+	if err = db.roomToPut(free, j.cost, cost); err != nil {
 		db.refusals.Add(1)
 		db.noteFull(err)
 	}
 	return err
+}
+
+// roomToPut says whether free is enough to put a job of some cost, in a batch
+// that has cost total up to it.
+func (db *DB) roomToPut(free int64, cost int, total int64) error {
+	need := db.sizes.putRoom() + total
+	if cost <= db.sizes.minCost {
+		need -= db.sizes.reserve / 2
+	}
+	return enough(free, need)
 }
 
 // Writable is Healthy, and ErrFull while the disk has too little room for

@@ -35,14 +35,12 @@ type segments struct {
 	limit int64
 	log   *slog.Logger
 
-	// Of the writer goroutine only.
-	size  int64      // of the active file
-	dirty []*os.File // written since the last sync
-	made  bool       // a file was created since the last sync
-
 	mu      sync.Mutex // guards the fields below
-	active  *os.File   // nil until the first append; only the writer sets it
+	active  *os.File   // nil until the first append
 	current uint32     // its number, or that of the newest file there was
+	size    int64      // of the active file
+	dirty   []*os.File // written since the last sync
+	made    bool       // a file was created since the last sync
 	live    map[uint32]int64
 	counted bool // live holds what older files had at Open
 	files   map[uint32]*os.File
@@ -104,26 +102,41 @@ func (s *segments) list() (ids []uint32, err error) {
 	return ids, err
 }
 
-// append writes value behind the others. It is durable after sync. When it
-// fails nothing was appended; ErrFull says that the disk is full.
+// append writes value behind the others. It is durable after a sync that began
+// when append had returned. When it fails nothing was appended; ErrFull says
+// that the disk is full. It is safe for concurrent use.
 func (s *segments) append(value []byte) (ref, error) {
-	if s.active == nil || s.size+int64(len(value)) > s.limit {
+	f, r, err := s.reserve(len(value))
+	if err != nil {
+		return ref{}, full(err)
+	}
+	_, err = f.WriteAt(value, int64(r.offset))
+	r.sum = crc32.Checksum(value, castagnoli)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.live[r.segment] -= int64(r.length)
+		return ref{}, full(err) // what was written is given back at the next Open
+	}
+	if !slices.Contains(s.dirty, f) {
+		s.dirty = append(s.dirty, f)
+	}
+	return r, nil
+}
+
+// reserve makes the place for a value of n bytes.
+func (s *segments) reserve(n int) (*os.File, ref, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active == nil || s.size+int64(n) > s.limit {
 		if err := s.roll(); err != nil {
-			return ref{}, full(err)
+			return nil, ref{}, err
 		}
 	}
-	if _, err := s.active.WriteAt(value, s.size); err != nil {
-		return ref{}, full(err) // what was written is overwritten by the next
-	}
-	if !slices.Contains(s.dirty, s.active) {
-		s.dirty = append(s.dirty, s.active)
-	}
-	r := ref{s.current, uint32(s.size), uint32(len(value)), crc32.Checksum(value, castagnoli)}
-	s.size += int64(len(value))
-	s.mu.Lock()
-	s.live[r.segment] += int64(r.length)
-	s.mu.Unlock()
-	return r, nil
+	r := ref{segment: s.current, offset: uint32(s.size), length: uint32(n)}
+	s.size += int64(n)
+	s.live[r.segment] += int64(n)
+	return s.active, r, nil
 }
 
 func full(err error) error {
@@ -133,10 +146,8 @@ func full(err error) error {
 	return err
 }
 
-// roll begins a new file.
+// roll begins a new file; s.mu is held.
 func (s *segments) roll() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	f, err := os.OpenFile(s.path(s.current+1), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("new segment: %w", err)
@@ -148,19 +159,21 @@ func (s *segments) roll() error {
 	return nil
 }
 
-// sync makes every append before it durable.
+// sync makes every append before it durable. Only the writer calls it.
 func (s *segments) sync() error {
-	for _, f := range s.dirty {
+	s.mu.Lock()
+	dirty, made := s.dirty, s.made
+	s.dirty, s.made = nil, false
+	s.mu.Unlock()
+	for _, f := range dirty {
 		if err := syncData(f); err != nil {
 			return fmt.Errorf("sync segment: %w", err)
 		}
 	}
-	s.dirty = s.dirty[:0]
-	if s.made {
+	if made {
 		if err := syncDir(s.dir); err != nil {
 			return fmt.Errorf("sync directory of segments: %w", err)
 		}
-		s.made = false
 	}
 	return nil
 }

@@ -390,3 +390,80 @@ func TestSpaceComesBackAtOnce(t *testing.T) {
 		check("the next file begun", 100_000, 1)
 	})
 }
+
+// TestStaged: values that their owners write ahead, beside each other, are
+// stored by transactions, or leave nothing.
+func TestStaged(t *testing.T) {
+	dir := t.TempDir()
+	db := openTest(t, dir, Device)
+	if v, err := db.Stage(large(0, valueThreshold-1)); v != nil || err != nil {
+		t.Errorf("a small value: %v, %v; want none", v, err)
+	}
+	db.Unstage(nil)
+	if _, err := db.Stage(make([]byte, db.MaxValue()+1)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a value beyond MaxValue: %v, want ErrTooLarge", err)
+	}
+	const n, size = 40, 300_000
+	refused := errors.New("refused")
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			v, err := db.Stage(large(i, size))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			err = db.Update(t.Context(), size, func(tx *Tx) error {
+				key := fmt.Appendf(nil, "x%d", i)
+				if err := tx.SetStaged(key, v); err != nil {
+					return err
+				}
+				if got, err := tx.Get(key); err != nil || !bytes.Equal(got, large(i, size)) {
+					t.Errorf("x%d in its transaction: %d bytes, %v", i, len(got), err)
+				}
+				if i%2 == 1 {
+					return refused
+				}
+				return nil
+			})
+			if i%2 == 1 {
+				db.Unstage(v)
+			}
+			if i%2 == 1 != errors.Is(err, refused) {
+				t.Errorf("x%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	for range 2 {
+		for i := range n {
+			v, err := db.get(fmt.Sprint("x", i))
+			if i%2 == 1 != errors.Is(err, kv.ErrNotFound) || i%2 == 0 && !bytes.Equal(v, large(i, size)) {
+				t.Errorf("x%d: %d bytes, %v", i, len(v), err)
+			}
+		}
+		db = settled(t, db)
+		if _, got := db.Size(); got > n/2*(size+8<<10) {
+			t.Errorf("%d bytes on disk for %d values of %d", got, n/2, size)
+		}
+	}
+}
+
+// TestUnstagedLeavesAtOnce: without a restart too.
+func TestUnstagedLeavesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := openTest(t, t.TempDir(), Device)
+		v, err := db.Stage(large(1, 1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got := db.Size(); got < 1<<20 {
+			t.Fatalf("%d bytes on disk", got)
+		}
+		db.Unstage(v)
+		synctest.Wait()
+		if _, got := db.Size(); got > 64<<10 {
+			t.Errorf("%d bytes on disk after it was given up", got)
+		}
+	})
+}

@@ -27,6 +27,7 @@ type write struct {
 	key, value []byte
 	expires    uint64 // unix seconds, 0 is never
 	delete     bool
+	staged     *Staged // instead of a value
 }
 
 // notEmpty marks, in badger's user metadata, a value of at least one byte:
@@ -48,6 +49,9 @@ func (tx *Tx) Get(key []byte) ([]byte, error) {
 		if w := &tx.writes[i]; bytes.Equal(w.key, key) {
 			if w.delete {
 				return nil, kv.ErrNotFound
+			}
+			if w.staged != nil {
+				return tx.db.segments.read(w.staged.ref)
 			}
 			return bytes.Clone(w.value), nil
 		}
@@ -157,7 +161,9 @@ func weigh(ws []write) (sum weight) {
 		w := &ws[i]
 		sum.entries++
 		sum.tree += int64(len(w.key)) + 12
-		if len(w.value) < valueThreshold {
+		if w.staged != nil {
+			sum.tree += refBytes
+		} else if len(w.value) < valueThreshold {
 			sum.tree += int64(len(w.value))
 		} else {
 			sum.tree += refBytes
@@ -180,12 +186,16 @@ func (w weight) fits(limit weight) bool {
 func (tx *Tx) store() (refs map[int]ref, err error) {
 	for i := range tx.writes {
 		w := &tx.writes[i]
-		if w.delete || len(w.value) < valueThreshold {
+		var r ref
+		switch {
+		case w.staged != nil:
+			r = w.staged.ref
+		case w.delete || len(w.value) < valueThreshold:
 			continue
-		}
-		r, err := tx.db.segments.append(w.value)
-		if err != nil {
-			return nil, fmt.Errorf("store value of key %q: %w", w.key, err)
+		default:
+			if r, err = tx.db.segments.append(w.value); err != nil {
+				return nil, fmt.Errorf("store value of key %q: %w", w.key, err)
+			}
 		}
 		if refs == nil {
 			refs = map[int]ref{}

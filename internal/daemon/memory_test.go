@@ -23,9 +23,9 @@ func TestReleaseMemory(t *testing.T) {
 			t.Errorf("released %d times though nothing happened", released)
 		}
 		released = 0
-		for range 10 {
+		for range 20 {
 			sink = make([]byte, 4<<20)
-			time.Sleep(calmAfter)
+			time.Sleep(calmAfter / 2)
 		}
 		if released != 0 {
 			t.Errorf("released %d times in the middle of work", released)

@@ -114,14 +114,22 @@ func (l *Ledger) Submit(ctx context.Context, log ledger.LogID, m moment.Moment, 
 		return err
 	}
 	a := &appending{l: l, log: log, m: m, h: newHeader(&m)}
+	// What goes wrong with the payload is told in its turn.
+	a.staged, a.stageErr = l.db.Stage(m.Payload)
 	err := l.db.Submit(ctx, a.cost(), a.run, func(err error) {
 		if err != nil {
 			a.result = ledger.Result{Err: failure(err)}
 		} else if !a.result.Duplicate {
 			l.watchers.wake(log)
 		}
+		if !a.kept {
+			l.db.Unstage(a.staged)
+		}
 		done(a.result)
 	})
+	if err != nil {
+		l.db.Unstage(a.staged)
+	}
 	return failure(err)
 }
 
@@ -151,12 +159,19 @@ type appending struct {
 	m      moment.Moment
 	h      header
 	result ledger.Result
+
+	staged   *badgerdb.Staged // the payload, if it is large
+	stageErr error
+	kept     bool // the transaction has it
 }
 
 func (a *appending) cost() int { return len(a.m.Payload) + len(a.m.Caption) + 512 }
 
 // run appends, on the writer goroutine.
 func (a *appending) run(tx *badgerdb.Tx) error {
+	if a.stageErr != nil {
+		return a.stageErr
+	}
 	s, err := readState(tx, a.log)
 	if err != nil {
 		return err
@@ -194,12 +209,16 @@ func (a *appending) run(tx *badgerdb.Tx) error {
 		tx.Set(key, value),
 		tx.Set(identityKey(recIdentity, a.log, a.m.User, a.m.Kind, a.m.ID), place),
 		tx.Set(logKey(recLog, a.log), s.encode()))
-	if len(a.m.Payload) > 0 {
-		err = errors.Join(err, tx.Set(seqKey(recPayload, a.log, seq), a.m.Payload))
+	switch payload := seqKey(recPayload, a.log, seq); {
+	case a.staged != nil:
+		err = errors.Join(err, tx.SetStaged(payload, a.staged))
+	case len(a.m.Payload) > 0:
+		err = errors.Join(err, tx.Set(payload, a.m.Payload))
 	}
 	if a.m.MessageID != "" {
 		err = errors.Join(err, tx.Set(identityKey(recMessage, a.log, a.m.User, a.m.Kind, a.m.MessageID), place))
 	}
+	a.kept = err == nil
 	return err
 }
 
