@@ -24,8 +24,8 @@ func TestReleaseMemory(t *testing.T) {
 		}
 		released = 0
 		for range 20 {
-			sink = make([]byte, 4<<20)
-			time.Sleep(calmAfter / 2)
+			sink = make([]byte, 16<<20)
+			time.Sleep(lookEvery / 2)
 		}
 		if released != 0 {
 			t.Errorf("released %d times in the middle of work", released)
