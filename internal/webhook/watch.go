@@ -242,7 +242,7 @@ func (w *Webhooks) pairCreated(ctx context.Context, p registry.Pair) error {
 	if w.pairs[p.ID] != nil {
 		return nil
 	}
-	known := &pair{pairRecord: pairRecord{Users: p.Users}}
+	known := &pair{pairRecord: pairRecord{Users: p.Users}, stop: func() {}}
 	if p.Created.Before(w.state.Since) {
 		st, err := w.deps.Ledger.Stat(ctx, ledger.PairLog(p.ID))
 		if err != nil {
