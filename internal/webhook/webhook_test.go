@@ -121,6 +121,23 @@ func TestWhatHappens(t *testing.T) {
 	})
 }
 
+// TestExpired: what becomes too old before its recipient has it is told.
+func TestExpired(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.stop()
+		w.maxAge = 3 * time.Hour
+		w.start()
+		w.photo("ann")
+		w.photo("ann")
+		settle(2 * time.Hour)
+		w.backend.expect(MomentQueued)
+		settle(3 * time.Hour)
+		if got := w.backend.expect(MomentExpired); got[0].Data["count"] != 2.0 || got[0].Data["pair"] != w.pair.ID {
+			t.Errorf("moment.expired: %v, want two of the pair", got[0].Data)
+		}
+	})
+}
+
 // TestCrash loses everything that was not in the outbox yet: it is found at
 // the start.
 func TestCrash(t *testing.T) {

@@ -41,6 +41,7 @@ type world struct {
 	t       *testing.T
 	dir     string
 	cfg     Config
+	maxAge  time.Duration // of moments
 	backend *backend
 	lost    atomic.Bool // what is written to the store is lost, as in a crash
 
@@ -64,6 +65,7 @@ func inWorld(t *testing.T, fn func(t *testing.T, w *world)) {
 		w.cfg.URL, w.cfg.Secret = "http://backend/hooks", config.NewSecret(testSecret)
 		w.start()
 		defer func() { w.stop() }()
+		synctest.Wait() // the pair is made while it runs
 		var err error
 		w.pair, err = w.reg.CreatePair(t.Context(), "ann", "ben")
 		w.must(err)
@@ -100,7 +102,11 @@ func (w *world) start() {
 	verifier, err := token.NewVerifier(w.reg.Revoked, keys.Issuer("pairsync", "pairsync"))
 	w.must(err)
 	w.signer = token.NewSigner(keys, "pairsync", "pairsync")
-	w.broker, err = broker.New(ctx, broker.DefaultConfig(), broker.Deps{
+	brokerCfg := broker.DefaultConfig()
+	if w.maxAge > 0 {
+		brokerCfg.MaxAge, brokerCfg.SessionExpiry, brokerCfg.ReceiptAge = w.maxAge, w.maxAge, w.maxAge
+	}
+	w.broker, err = broker.New(ctx, brokerCfg, broker.Deps{
 		Ledger: w.ledger, KV: w.db.KV(), Verifier: verifier, Registry: w.reg, Log: log,
 		Expired: func(pair string, count int) { w.hooks.Expired(pair, count) },
 	})
