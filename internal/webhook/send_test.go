@@ -50,6 +50,23 @@ func TestBackendDown(t *testing.T) {
 	})
 }
 
+// TestNotSentWhileThere: an event that waited for the backend is not sent while
+// the recipient's app is there and taking what it is about.
+func TestNotSentWhileThere(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.backend.refuse(true)
+		w.photo("ann")
+		settle(time.Minute)
+		leave := w.app("ben", false)
+		w.backend.refuse(false)
+		settle(time.Hour)
+		w.backend.expect()
+		leave()
+		settle(time.Minute)
+		w.backend.expect(MomentQueued)
+	})
+}
+
 // TestTries checks the times of tries, over a restart, and the end of them.
 func TestTries(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -79,6 +79,18 @@ func TestQueuedWhenItLeaves(t *testing.T) {
 	})
 }
 
+// TestQueuedBesideAWidget: what else of the recipient's is there, and has the
+// photo, does not ring in their pocket.
+func TestQueuedBesideAWidget(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		leave := w.widget("ben", "ann")
+		defer leave()
+		w.photo("ann")
+		settle(time.Minute)
+		w.backend.expect(MomentQueued)
+	})
+}
+
 func TestWhatHappens(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		leave := w.app("ben", true)

@@ -187,23 +187,37 @@ func (w *world) receipt(id, status, device string) {
 // app connects user's app as the bridge does; ack says whether it acknowledges.
 func (w *world) app(user string, ack bool) (leave func()) {
 	w.t.Helper()
-	link, err := mqttlink.New(mqttlink.Config{
-		Dial: func(context.Context) (net.Conn, error) {
-			near, far := memnet.Pipe("bridge", "broker")
-			go w.broker.ServeConn(context.Background(), far)
-			return near, nil
-		},
-		ClientID: "app", Username: user, SessionExpiry: 24 * time.Hour,
-		Token: func(context.Context) (string, error) {
-			raw, _, err := w.signer.Sign(token.Principal{User: "bridge", Role: token.RoleBridge}, 24*time.Hour)
-			return raw, err
-		},
-		Receive: func(m *mqttlink.Message) {
-			if ack && m.QoS > 0 {
-				_ = m.Ack() // on a connection that is gone it comes again
-			}
-		},
-	}, simtest.Logger(w.t))
+	return w.connect(mqttlink.Config{ClientID: "app", Username: user}, token.Principal{User: "bridge", Role: token.RoleBridge}, ack)
+}
+
+// widget connects a client of user's that is no app; it acknowledges all of
+// the partner's photos.
+func (w *world) widget(user, partner string) (leave func()) {
+	w.t.Helper()
+	filter := moment.KindFilter(w.pair.ID, moment.Photo, partner)
+	return w.connect(mqttlink.Config{
+		ClientID: "widget", Subscriptions: []mqttlink.Subscription{{Filter: filter, QoS: 1}},
+	}, token.Principal{User: user, Role: token.RoleApp}, true)
+}
+
+func (w *world) connect(cfg mqttlink.Config, who token.Principal, ack bool) (leave func()) {
+	w.t.Helper()
+	cfg.SessionExpiry = 24 * time.Hour
+	cfg.Dial = func(context.Context) (net.Conn, error) {
+		near, far := memnet.Pipe("client", "broker")
+		go w.broker.ServeConn(context.Background(), far)
+		return near, nil
+	}
+	cfg.Token = func(context.Context) (string, error) {
+		raw, _, err := w.signer.Sign(who, 24*time.Hour)
+		return raw, err
+	}
+	cfg.Receive = func(m *mqttlink.Message) {
+		if ack && m.QoS > 0 {
+			_ = m.Ack() // on a connection that is gone it comes again
+		}
+	}
+	link, err := mqttlink.New(cfg, simtest.Logger(w.t))
 	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
