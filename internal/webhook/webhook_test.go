@@ -67,7 +67,7 @@ func TestQueuedWhenItLeaves(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		leave := w.app("ben", false)
 		w.photo("ann")
-		settle(10 * time.Minute)
+		settle(10*time.Minute + 15*time.Second) // between two looks
 		w.backend.expect()
 		left := time.Now()
 		leave()
@@ -107,6 +107,9 @@ func TestWhatHappens(t *testing.T) {
 			}
 		}
 		leave()
+		w.crash()
+		settle(time.Second)
+		w.backend.expect() // it is not told twice
 
 		d, err := w.reg.AddDevice(t.Context(), "ben", "secret-name")
 		w.must(err)
