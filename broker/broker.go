@@ -39,13 +39,16 @@ import (
 	"pairsync/internal/token"
 )
 
-// Deps is what a Broker works with; all are required.
+// Deps is what a Broker works with; all but Expired are required.
 type Deps struct {
 	Ledger   ledger.Ledger
 	KV       kv.Store // sessions and device states, under keys of its own
 	Verifier *token.Verifier
 	Registry *registry.Registry
 	Log      *slog.Logger
+	// Expired, where set, is told how many moments of a pair were removed by
+	// age before everybody had them.
+	Expired func(pair string, count int)
 }
 
 // Broker is the MQTT broker. New makes one.

@@ -125,6 +125,9 @@ func (b *Broker) trim(ctx context.Context, log ledger.LogID) error {
 	if done.Undelivered > 0 {
 		b.metrics.undelivered.Add(float64(done.Undelivered))
 		b.log.Warn("moments expired before everybody had them", "log", string(log), "count", done.Undelivered)
+		if id, ok := log.Pair(); ok && b.deps.Expired != nil {
+			b.deps.Expired(id, done.Undelivered)
+		}
 	}
 	return nil
 }

@@ -40,6 +40,7 @@ type phoneOptions struct {
 	receive    string         // byEvent by default
 	token      string         // instead of a good one
 	auth       map[string]any // instead of {token}
+	via        *tunnel        // instead of the server's port
 }
 
 // openPhone opens a socket and does not wait for it.
@@ -58,10 +59,14 @@ func openPhone(t testing.TB, n *node, s *server, user string, o phoneOptions) *p
 	if o.auth != nil {
 		auth = o.auth
 	}
+	addr := s.http
+	if o.via != nil {
+		addr = o.via.addr
+	}
 	p := &phone{node: n, name: newID("phone"), user: user}
 	p.events = n.client(p.name)
 	n.must(t, map[string]any{
-		"do": "open", "of": p.name, "url": "http://" + s.http, "user": user, "receive": o.receive,
+		"do": "open", "of": p.name, "url": "http://" + addr, "user": user, "receive": o.receive,
 		"options": map[string]any{"transports": o.transports, "auth": auth},
 	})
 	return p

@@ -101,7 +101,7 @@ func TestSampleConfiguration(t *testing.T) {
 	}
 	want, _ := config.Load(&defaults, config.Options{}) // without data_dir, which has no fixed default
 	for i, s := range got {
-		if s.From == "default" {
+		if s.From == "default" && s.Key != "webhook.secret" { // never in the file
 			t.Errorf("%s does not set %s", sample, s.Key)
 		}
 		if s.Value != want[i].Value && s.Key != "data_dir" {

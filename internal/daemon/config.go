@@ -13,22 +13,24 @@ import (
 	"pairsync/broker"
 	"pairsync/internal/config"
 	"pairsync/internal/ledger/badgerledger"
+	"pairsync/internal/webhook"
 )
 
 // Config is the whole configuration of the server, as configs/pairsync.yaml
 // documents it. Start from Default.
 type Config struct {
-	DataDir string        `yaml:"data_dir"`
-	MQTT    ListenConfig  `yaml:"mqtt"`
-	MQTTS   ListenConfig  `yaml:"mqtts"` // used once a certificate is set
-	HTTP    HTTPConfig    `yaml:"http"`
-	Ops     ListenConfig  `yaml:"ops"`
-	TLS     TLSConfig     `yaml:"tls"`
-	Auth    AuthConfig    `yaml:"auth"`
-	Limits  LimitsConfig  `yaml:"limits"`
-	Broker  broker.Config `yaml:"broker"`
-	Bridge  bridge.Config `yaml:"bridge"`
-	Log     LogConfig     `yaml:"log"`
+	DataDir string         `yaml:"data_dir"`
+	MQTT    ListenConfig   `yaml:"mqtt"`
+	MQTTS   ListenConfig   `yaml:"mqtts"` // used once a certificate is set
+	HTTP    HTTPConfig     `yaml:"http"`
+	Ops     ListenConfig   `yaml:"ops"`
+	TLS     TLSConfig      `yaml:"tls"`
+	Auth    AuthConfig     `yaml:"auth"`
+	Limits  LimitsConfig   `yaml:"limits"`
+	Broker  broker.Config  `yaml:"broker"`
+	Bridge  bridge.Config  `yaml:"bridge"`
+	Webhook webhook.Config `yaml:"webhook"`
+	Log     LogConfig      `yaml:"log"`
 }
 
 // ListenConfig is one listener.
@@ -71,14 +73,15 @@ type LogConfig struct {
 // its default depends on who runs the program, which cmd knows.
 func Default() Config {
 	c := Config{
-		MQTT:   ListenConfig{Listen: ":1883"},
-		MQTTS:  ListenConfig{Listen: ":8883"},
-		HTTP:   HTTPConfig{Listen: ":8080", TrustedProxies: slices.Clone(defaultTrustedProxies)},
-		Ops:    ListenConfig{Listen: "127.0.0.1:9464"},
-		Auth:   AuthConfig{Issuer: "pairsync", Audience: "pairsync", Expiry: bridge.ExpirySession, MaxSession: bridge.DefaultMaxSession},
-		Broker: broker.DefaultConfig(),
-		Bridge: bridge.Default(),
-		Log:    LogConfig{Level: "info"},
+		MQTT:    ListenConfig{Listen: ":1883"},
+		MQTTS:   ListenConfig{Listen: ":8883"},
+		HTTP:    HTTPConfig{Listen: ":8080", TrustedProxies: slices.Clone(defaultTrustedProxies)},
+		Ops:     ListenConfig{Listen: "127.0.0.1:9464"},
+		Auth:    AuthConfig{Issuer: "pairsync", Audience: "pairsync", Expiry: bridge.ExpirySession, MaxSession: bridge.DefaultMaxSession},
+		Broker:  broker.DefaultConfig(),
+		Bridge:  bridge.Default(),
+		Webhook: webhook.Default(),
+		Log:     LogConfig{Level: "info"},
 	}
 	c.Limits = LimitsConfig{
 		PhotoBytes:  config.Bytes(c.Broker.PhotoBytes),
@@ -130,7 +133,8 @@ func (c Config) Validate() error {
 	default:
 		add("log.format", fmt.Errorf("%q is neither text nor json", c.Log.Format))
 	}
-	errs = append(errs, config.Prefix("auth", c.Auth.validate()), config.Prefix("broker", c.broker().Validate()), config.Prefix("bridge", c.bridge().Validate()))
+	errs = append(errs, config.Prefix("auth", c.Auth.validate()), config.Prefix("broker", c.broker().Validate()), config.Prefix("bridge", c.bridge().Validate()),
+		config.Prefix("webhook", c.Webhook.Validate()))
 	return errors.Join(errs...)
 }
 

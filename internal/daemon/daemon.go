@@ -33,6 +33,7 @@ import (
 	"pairsync/internal/memnet"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
+	"pairsync/internal/webhook"
 )
 
 // stopWait bounds the HTTP servers' part of a shutdown; broker and bridge have
@@ -61,6 +62,7 @@ type Daemon struct {
 	external []issuerKeys
 	broker   *broker.Broker
 	bridge   *bridge.Bridge
+	webhooks *webhook.Webhooks
 	metrics  *prometheus.Registry
 	tokens   bridgeToken
 	started  time.Time
@@ -100,6 +102,7 @@ func New(ctx context.Context, cfg Config, listeners Listeners, log *slog.Logger)
 	}
 	d.broker, err = broker.New(ctx, d.cfg.broker(), broker.Deps{
 		Ledger: d.ledger, KV: d.db.KV(), Verifier: d.verifier, Registry: d.registry, Log: log.With("part", "broker"),
+		Expired: func(pair string, count int) { d.webhooks.Expired(pair, count) },
 	})
 	if err != nil {
 		return d, err
@@ -107,6 +110,13 @@ func New(ctx context.Context, cfg Config, listeners Listeners, log *slog.Logger)
 	d.bridge, err = bridge.New(d.cfg.bridge(), bridge.Deps{
 		Dial: d.dialBroker, Token: d.bridgeToken, Sign: d.signer.Sign,
 		Verifier: d.verifier, Registry: d.registry, KV: d.db.KV(), Log: log.With("part", "bridge"),
+	})
+	if err != nil {
+		return d, err
+	}
+	d.webhooks, err = webhook.New(ctx, cfg.Webhook, webhook.Deps{
+		Ledger: d.ledger, Registry: d.registry, KV: d.db.KV(), Backlog: d.appBacklog,
+		Client: &http.Client{Transport: http.DefaultTransport}, Log: log.With("part", "webhook"),
 	})
 	if err != nil {
 		return d, err
@@ -172,6 +182,7 @@ func (d *Daemon) register() error {
 		d.metrics.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
 		d.broker.Register(d.metrics),
 		d.bridge.Register(d.metrics),
+		d.webhooks.Register(d.metrics),
 		d.registerKeys(),
 		storeMetrics(d.db, d.ledger).Register(d.metrics),
 	)
@@ -203,6 +214,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.runKeys(gctx, g)
 	g.Go(func() error { return d.bridge.Run(gctx) })
+	g.Go(func() error { return d.webhooks.Run(gctx) })
 	d.serveHTTP(gctx, g, d.l.HTTP, d.appHandler())
 	d.serveHTTP(gctx, g, d.l.Ops, d.opsHandler())
 	d.serveHTTP(gctx, g, d.l.Admin, d.adminHandler())
@@ -311,4 +323,10 @@ func (d *Daemon) dialBroker(ctx context.Context) (net.Conn, error) {
 	near, far := memnet.Pipe("bridge", "broker")
 	go d.broker.ServeConn(context.WithoutCancel(ctx), far)
 	return near, nil
+}
+
+// appBacklog tells the webhooks what waits for a user's app.
+func (d *Daemon) appBacklog(ctx context.Context, user string, after ledger.Seq) (webhook.Backlog, error) {
+	b, err := d.broker.AppBacklog(ctx, user, after)
+	return webhook.Backlog(b), err
 }
