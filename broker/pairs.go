@@ -169,12 +169,14 @@ func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
 		if err := b.makeAppSession(ctx, p.ID, user, partner); err != nil {
 			return err
 		}
-		if err := b.event(ctx, user, "pairing_success", p.ID, map[string]any{
-			"pairId":   p.ID,
-			"partner":  map[string]string{"id": partner, "clerkId": partner, "displayName": b.deps.Registry.Name(partner)},
-			"pairedAt": p.Created.UTC(),
-		}); err != nil {
-			return err
+		for _, name := range pairedEvents(p) {
+			if err := b.event(ctx, user, name, p.ID, map[string]any{
+				"pairId":   p.ID,
+				"partner":  map[string]string{"id": partner, "clerkId": partner, "displayName": b.deps.Registry.Name(partner)},
+				"pairedAt": p.Created.UTC(),
+			}); err != nil {
+				return err
+			}
 		}
 	}
 	if err := b.deps.KV.Apply(ctx, kv.Op{Key: keyPairUp + p.ID, Value: []byte("1")}); err != nil {
@@ -183,6 +185,14 @@ func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
 	b.markDirty(ledger.PairLog(p.ID)) // trims have passed it over so far
 	b.tellInfo(p)
 	return nil
+}
+
+// pairedEvents are what both users are told of a new pair, in order.
+func pairedEvents(p registry.Pair) []string {
+	if p.ByCode {
+		return []string{"code_used", "pairing_success", "partner_connected"}
+	}
+	return []string{"pairing_success", "partner_connected"}
 }
 
 // pairReady reports whether the app sessions of a pair were made.
