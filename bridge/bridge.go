@@ -65,6 +65,7 @@ type Bridge struct {
 	log     *slog.Logger
 	metrics *counters
 	logins  *loginlimit.Limiter
+	pairing pairingLimits
 	// proxyWarning is for a proxy that is not configured.
 	proxyWarning sync.Once
 	parser       photoParser
@@ -102,6 +103,7 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 	b := &Bridge{
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newCounters(), parser: newPhotoParser(),
 		logins:      loginlimit.New(cfg.AddressConnects, cfg.LoginFailures),
+		pairing:     newPairingLimits(),
 		photoMemory: semaphore.NewWeighted(int64(cfg.PhotoMemory)),
 		newLink:     newBrokerLink,
 		users:       map[userKey]*user{},
@@ -127,13 +129,16 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 	return b, nil
 }
 
-// Handler serves /socket.io/, /health and /auth/.
+// Handler serves /socket.io/, /health, /auth/ and /pairs/.
 func (b *Bridge) Handler() http.Handler {
+	api := http.NewServeMux()
+	api.HandleFunc("GET /health", health)
+	api.HandleFunc("POST /auth/exchange", b.exchange)
+	api.HandleFunc("POST /auth/google", b.exchange)
+	b.servePairs(api)
 	mux := http.NewServeMux()
 	mux.Handle(socketio.DefaultPath, b.io)
-	mux.HandleFunc("GET /health", health)
-	mux.HandleFunc("POST /auth/exchange", b.exchange)
-	mux.HandleFunc("POST /auth/google", b.exchange)
+	mux.Handle("/", b.io.AllowOrigins(api))
 	return mux
 }
 

@@ -189,7 +189,7 @@ type told struct {
 var toldEvents = []string{
 	"room_joined", "receive_photo", "photo_deleted", "photo_delivered", "moment_received_ack", "partner_presence",
 	"partner_heartbeat", "receive_note", "photo_reaction", "photo_sent", "send_photo_error", "note_sent",
-	"send_note_error", "auth:revoked", "pairing_success", "partner_disconnected", "auth:token", "auth:expiring",
+	"send_note_error", "auth:revoked", "pairing_success", "code_used", "partner_connected", "partner_disconnected", "auth:token", "auth:expiring",
 }
 
 // connect lets a phone of user in, without joining.

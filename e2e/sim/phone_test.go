@@ -212,7 +212,7 @@ func (p *phone) handlers() map[string]func(*socketio.Event) {
 		"photo_delivered":  p.photoDelivered,
 		"partner_presence": p.partnerPresence,
 	}
-	for _, name := range []string{"partner_connected", "partner_disconnected", "pairing_success", "auth:revoked", "receive_note"} {
+	for _, name := range []string{"code_used", "partner_connected", "partner_disconnected", "pairing_success", "auth:revoked", "receive_note"} {
 		on[name] = func(e *socketio.Event) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
