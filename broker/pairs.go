@@ -131,6 +131,9 @@ func (b *Broker) reconcile(ctx context.Context) error {
 		if id, ok := log.Pair(); ok {
 			note(id)
 		}
+		if id, ok := log.Later(); ok {
+			note(id)
+		}
 	}
 	for _, prefix := range []string{keyPairUp, keyState} {
 		if err := b.deps.KV.Scan(ctx, prefix, func(key string, _ []byte) error {
@@ -319,8 +322,10 @@ func (b *Broker) event(ctx context.Context, user, name, pair string, data map[st
 // its devices' states. Rights have ended already.
 func (b *Broker) pairRemoved(ctx context.Context, p registry.Pair) error {
 	log := ledger.PairLog(p.ID)
-	if err := b.deps.Ledger.Delete(ctx, log); err != nil {
-		return err
+	for _, log := range []ledger.LogID{log, ledger.LaterLog(p.ID)} {
+		if err := b.deps.Ledger.Delete(ctx, log); err != nil {
+			return err
+		}
 	}
 	for _, s := range b.allSessions() {
 		s.mu.Lock()
