@@ -12,6 +12,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/ledger"
+	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
 )

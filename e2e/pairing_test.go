@@ -81,7 +81,7 @@ func TestPairAndSchedule(t *testing.T) {
 		t.Errorf("the code again: %d %+v, want 404 invalid_code", status, got)
 	}
 
-	o := photoFor(ben, newPhoto(100 << 10))
+	o := photoFor(ben, newPhoto(100<<10))
 	at := time.Now().Add(5 * time.Second)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
