@@ -30,6 +30,7 @@ import (
 
 	"pairsync/bridge/socketio"
 	"pairsync/internal/kv"
+	"pairsync/internal/ledger"
 	"pairsync/internal/loginlimit"
 	"pairsync/internal/mqttlink"
 	"pairsync/internal/registry"
@@ -48,7 +49,8 @@ type Deps struct {
 	Sign     func(p token.Principal, ttl time.Duration) (raw string, signed token.Principal, err error)
 	Verifier *token.Verifier
 	Registry *registry.Registry
-	KV       kv.Store // acknowledged photos and dead letters, under "bridge/"
+	Ledger   ledger.Ledger // scheduled photos, in ledger.LaterLog
+	KV       kv.Store      // acknowledged photos and dead letters, under "bridge/"
 	Log      *slog.Logger
 }
 
@@ -60,11 +62,13 @@ const maxResting = 1024
 // Bridge is the app's door. New makes one; its methods are safe for concurrent
 // use.
 type Bridge struct {
-	cfg     Config
-	deps    Deps
-	log     *slog.Logger
-	metrics *counters
-	logins  *loginlimit.Limiter
+	cfg      Config
+	deps     Deps
+	log      *slog.Logger
+	metrics  *counters
+	logins   *loginlimit.Limiter
+	pairing  pairingLimits
+	schedule *scheduler
 	// proxyWarning is for a proxy that is not configured.
 	proxyWarning sync.Once
 	parser       photoParser
@@ -96,12 +100,13 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
 	}
-	if deps.Dial == nil || deps.Token == nil || deps.Sign == nil || deps.Verifier == nil || deps.Registry == nil || deps.KV == nil || deps.Log == nil {
+	if deps.Dial == nil || deps.Token == nil || deps.Sign == nil || deps.Verifier == nil || deps.Registry == nil || deps.KV == nil || deps.Ledger == nil || deps.Log == nil {
 		return nil, errors.New("bridge: every dependency is required")
 	}
 	b := &Bridge{
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newCounters(), parser: newPhotoParser(),
 		logins:      loginlimit.New(cfg.AddressConnects, cfg.LoginFailures),
+		pairing:     newPairingLimits(),
 		photoMemory: semaphore.NewWeighted(int64(cfg.PhotoMemory)),
 		newLink:     newBrokerLink,
 		users:       map[userKey]*user{},
@@ -110,6 +115,7 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 		up:          map[string]int{},
 		changes:     make(chan struct{}, 1),
 	}
+	b.schedule = newScheduler(b)
 	sio := cfg.SocketIO
 	if sio.MaxPayload == 0 {
 		sio.MaxPayload = cfg.maxPayload()
@@ -127,13 +133,16 @@ func New(cfg Config, deps Deps) (*Bridge, error) {
 	return b, nil
 }
 
-// Handler serves /socket.io/, /health and /auth/.
+// Handler serves /socket.io/, /health, /auth/ and /pairs/.
 func (b *Bridge) Handler() http.Handler {
+	api := http.NewServeMux()
+	api.HandleFunc("GET /health", health)
+	api.HandleFunc("POST /auth/exchange", b.exchange)
+	api.HandleFunc("POST /auth/google", b.exchange)
+	b.servePairs(api)
 	mux := http.NewServeMux()
 	mux.Handle(socketio.DefaultPath, b.io)
-	mux.HandleFunc("GET /health", health)
-	mux.HandleFunc("POST /auth/exchange", b.exchange)
-	mux.HandleFunc("POST /auth/google", b.exchange)
+	mux.Handle("/", b.io.AllowOrigins(api))
 	return mux
 }
 
@@ -160,6 +169,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.base, b.running = base, true
 	b.mu.Unlock()
 
+	b.spawn(func() { b.schedule.run(ctx, base) })
 	for ctx.Err() == nil {
 		select {
 		case <-b.changes:

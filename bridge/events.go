@@ -25,6 +25,7 @@ func eventTable() map[string]func(*phone, *socketio.Event) {
 		"photo_received":      (*phone).photoReceived,
 		"moment_received":     (*phone).photoReceived,
 		"moment_received_ack": (*phone).photoReceived,
+		"schedule_photo":      (*phone).schedulePhoto,
 		"send_note":           (*phone).sendNote,
 		"photo_reaction":      (*phone).react,
 		"delete_photo":        (*phone).deletePhoto,
@@ -229,9 +230,12 @@ func (p *phone) deletePhoto(e *socketio.Event) {
 		if err := moment.CheckID("photo", in.PhotoID); err != nil {
 			return refuse(codeInvalid, "%v", err)
 		}
-		_, partner, ok := p.u.partner()
+		pair, partner, ok := p.u.partner()
 		if !ok {
 			return refuse(codeNotPaired, "you are not paired with anybody")
+		}
+		if err := p.u.b.schedule.cancel(o.ctx, pair.ID, p.u.key.user, in.PhotoID); err != nil {
+			return refusalOfLedger(err)
 		}
 		return o.small(partner, moment.Moment{Kind: moment.Delete, ID: in.PhotoID})
 	})

@@ -214,7 +214,7 @@ func (l *fakeLink) disconnect() {
 func (b *fakeBroker) presence(user string) {
 	online := false
 	for name, s := range b.sessions {
-		if strings.HasPrefix(name, user+"/") && s.link != nil {
+		if strings.HasPrefix(name, user+"/") && !strings.HasSuffix(name, moment.ScheduleClientID) && s.link != nil {
 			online = true
 		}
 	}

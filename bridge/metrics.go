@@ -12,7 +12,8 @@ type counters struct {
 
 	admitted, refused                      prometheus.Counter
 	limited, returned, refreshed, expired  prometheus.Counter
-	exchanged                              prometheus.Counter
+	exchanged, guessed                     prometheus.Counter
+	scheduled                              prometheus.Counter
 	sent, sendDuplicate, sendRefused       prometheus.Counter
 	emitted, emittedAgain, acked, repeated prometheus.Counter
 	dead, foreign, malformed               prometheus.Counter
@@ -30,6 +31,8 @@ func newCounters() *counters {
 		refreshed:     s.Counter("tokens_refreshed_total", "Tokens of live sockets replaced by a newer one."),
 		expired:       s.Counter("sockets_expired_total", "Sockets ended with their token or at the longest session."),
 		exchanged:     s.Counter("tokens_exchanged_total", "External tokens exchanged for one of ours over HTTP."),
+		guessed:       s.Counter("pairing_codes_refused_total", "Pairing codes that did not work."),
+		scheduled:     s.Counter("photos_scheduled_total", "Photos of phones that were stored to be sent later."),
 		sent:          s.Counter("moments_sent_total", "Moments of phones that the broker has stored."),
 		sendDuplicate: s.Counter("moments_duplicate_total", "Moments of phones that the broker had stored before."),
 		sendRefused:   s.Counter("sends_refused_total", "Sends of phones that were answered with an error."),

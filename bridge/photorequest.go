@@ -22,6 +22,9 @@ type photoRequest struct {
 	Caption   string
 	TakenAt   time.Time // zero when the phone gave none that makes sense
 
+	// Of schedule_photo only, as they came.
+	ScheduledTime, Duration json.RawMessage
+
 	// The image: base64 text, or the bytes themselves where the phone sent a
 	// Socket.IO attachment.
 	base64 []byte
@@ -145,6 +148,9 @@ type photoFields struct {
 	Caption   string          `json:"caption"`
 	MessageID string          `json:"messageId"`
 	Timestamp json.RawMessage `json:"timestamp"`
+
+	ScheduledTime json.RawMessage `json:"scheduledTime"`
+	Duration      json.RawMessage `json:"duration"`
 }
 
 // occurrence is a JSON value as it stands, and how often its key occurred.
@@ -169,7 +175,7 @@ func parsePhotoFields(object []byte) (photoFields, error) {
 func (f *photoFields) request() photoRequest {
 	return photoRequest{
 		PhotoID: f.PhotoID, PartnerID: f.PartnerID, MessageID: f.MessageID, Caption: f.Caption,
-		TakenAt: parseTime(f.Timestamp),
+		TakenAt: parseTime(f.Timestamp), ScheduledTime: f.ScheduledTime, Duration: f.Duration,
 	}
 }
 

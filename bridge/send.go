@@ -251,40 +251,49 @@ func (p *phone) outgoing(e *socketio.Event, idKey, done, failed string) *outgoin
 }
 
 func (o *outgoing) photo() *refusal {
+	_, m, partner, no := o.read()
+	if no == nil {
+		o.submit(m, partner)
+	}
+	return no
+}
+
+// read makes a moment of an event that comes with a photo, and takes the memory
+// for it.
+func (o *outgoing) read() (r photoRequest, m moment.Moment, partner string, no *refusal) {
 	b := o.p.u.b
 	object, err := firstArg(o.e)
 	if err != nil {
-		return refuse(codeInvalid, "%v", err)
+		return r, m, "", refuse(codeInvalid, "%v", err)
 	}
-	r, no := b.parser.parse(object, o.e.Attachments)
+	r, no = b.parser.parse(object, o.e.Attachments)
 	o.id = answerID(r.PhotoID)
 	if no != nil {
-		return no
+		return r, m, "", no
 	}
 	o.msgID = r.MessageID
 	pair, partner, no := o.p.target(r.PartnerID)
 	if no != nil {
-		return no
+		return r, m, "", no
 	}
 	size := r.size()
 	if size > b.cfg.PhotoBytes {
-		return refuse(codeTooLarge, "a photo of %d bytes is too large (at most %d)", size, b.cfg.PhotoBytes)
+		return r, m, "", refuse(codeTooLarge, "a photo of %d bytes is too large (at most %d)", size, b.cfg.PhotoBytes)
 	}
 	if no := o.reserve(size, true); no != nil {
-		return no
+		return r, m, "", no
 	}
 	image, no := r.image()
 	if no != nil {
-		return no
+		return r, m, "", no
 	}
 	contentType, ok := photo.Sniff(image)
 	if !ok {
-		return refuse(codePhoto, "photoData is not an image the app can show (JPEG, PNG, WebP or GIF)")
+		return r, m, "", refuse(codePhoto, "photoData is not an image the app can show (JPEG, PNG, WebP or GIF)")
 	}
-	o.submit(moment.Moment{
+	return r, moment.Moment{
 		Pair: pair, User: o.p.u.key.user, Kind: moment.Photo, ID: r.PhotoID, ContentType: contentType,
 		Caption: r.Caption, TakenAt: r.TakenAt, MessageID: r.MessageID,
 		SenderName: b.deps.Registry.Name(o.p.u.key.user), Payload: image,
-	}, partner)
-	return nil
+	}, partner, nil
 }

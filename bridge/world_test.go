@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"pairsync/bridge/socketio"
+	"pairsync/internal/badgerdb"
 	"pairsync/internal/kv/kvtest"
+	"pairsync/internal/ledger/badgerledger"
 	"pairsync/internal/memnet"
 	"pairsync/internal/moment"
 	"pairsync/internal/registry"
@@ -32,6 +34,7 @@ type world struct {
 	broker *fakeBroker
 	reg    *registry.Registry
 	store  *kvtest.Memory
+	db     *badgerdb.DB // of the ledger
 	signer *token.Signer
 	clerk  *token.Signer // of the external issuer "clerk"
 	cfg    Config
@@ -95,12 +98,20 @@ func newWorld(t *testing.T, keys, clerk *token.Keys) *world {
 		t.Fatal(err)
 	}
 	w.signer, w.clerk = token.NewSigner(keys, "pairsync", "pairsync"), token.NewSigner(clerk, "clerk", "app")
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if w.db, err = badgerdb.Open(t.TempDir(), badgerdb.Device, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	stored, err := badgerledger.New(w.db, badgerledger.Config{MaxEntries: testQuota}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.deps = Deps{
 		Dial:     func(context.Context) (net.Conn, error) { return nil, memnet.ErrRefused },
 		Token:    func(context.Context, string) (string, error) { return "", nil },
 		Sign:     w.signer.Sign,
-		Verifier: verifier, Registry: w.reg, KV: w.store,
-		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Verifier: verifier, Registry: w.reg, KV: w.store, Ledger: stored,
+		Log: log,
 	}
 	w.begin()
 	return w
@@ -133,7 +144,15 @@ func (w *world) begin() {
 	}
 }
 
-func (w *world) end() { w.stop() }
+func (w *world) end() {
+	w.stop()
+	if err := w.db.Close(); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// testQuota is how many moments the ledger takes for a pair.
+const testQuota = 10
 
 // located gives the phones' connections the address that the world says.
 type located struct {
@@ -189,7 +208,7 @@ type told struct {
 var toldEvents = []string{
 	"room_joined", "receive_photo", "photo_deleted", "photo_delivered", "moment_received_ack", "partner_presence",
 	"partner_heartbeat", "receive_note", "photo_reaction", "photo_sent", "send_photo_error", "note_sent",
-	"send_note_error", "auth:revoked", "pairing_success", "partner_disconnected", "auth:token", "auth:expiring",
+	"send_note_error", "auth:revoked", "pairing_success", "code_used", "partner_connected", "partner_disconnected", "auth:token", "auth:expiring",
 }
 
 // connect lets a phone of user in, without joining.

@@ -12,6 +12,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"pairsync/internal/ledger"
+	"pairsync/internal/moment"
 	"pairsync/internal/registry"
 	"pairsync/internal/token"
 )
@@ -76,7 +77,11 @@ func (c *client) who() token.Principal { return *c.token.Load() }
 
 // app reports whether this is one of the user's app sessions, which the
 // bridge holds: the ones that make a user online.
-func (c *client) app() bool { return c.sess != nil && isAppName(c.sess.name) }
+func (c *client) app() bool { return c.sess != nil && isAppName(c.sess.name) && !c.schedules() }
+
+// schedules reports whether this is the bridge sending what its user had
+// scheduled: that makes nobody online.
+func (c *client) schedules() bool { return c.sess != nil && c.sess.name == moment.ScheduleClientID }
 
 // isAppName reports whether a client id is reserved for the bridge.
 func isAppName(name string) bool { return name == "app" || strings.HasPrefix(name, "app-") }

@@ -94,6 +94,9 @@ func (b *Broker) trimDirty(ctx context.Context) error {
 // trim removes from one log what every durable session has passed and what has
 // grown too old.
 func (b *Broker) trim(ctx context.Context, log ledger.LogID) error {
+	if _, ok := log.Later(); ok {
+		return nil // nobody follows it: whoever filled it takes it out
+	}
 	if id, ok := log.Pair(); ok {
 		if ready, err := b.pairReady(ctx, id); err != nil || !ready {
 			return err // not everybody who will follow it is there yet

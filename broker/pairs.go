@@ -131,6 +131,9 @@ func (b *Broker) reconcile(ctx context.Context) error {
 		if id, ok := log.Pair(); ok {
 			note(id)
 		}
+		if id, ok := log.Later(); ok {
+			note(id)
+		}
 	}
 	for _, prefix := range []string{keyPairUp, keyState} {
 		if err := b.deps.KV.Scan(ctx, prefix, func(key string, _ []byte) error {
@@ -169,12 +172,14 @@ func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
 		if err := b.makeAppSession(ctx, p.ID, user, partner); err != nil {
 			return err
 		}
-		if err := b.event(ctx, user, "pairing_success", p.ID, map[string]any{
-			"pairId":   p.ID,
-			"partner":  map[string]string{"id": partner, "clerkId": partner, "displayName": b.deps.Registry.Name(partner)},
-			"pairedAt": p.Created.UTC(),
-		}); err != nil {
-			return err
+		for _, name := range pairedEvents(p) {
+			if err := b.event(ctx, user, name, p.ID, map[string]any{
+				"pairId":   p.ID,
+				"partner":  map[string]string{"id": partner, "clerkId": partner, "displayName": b.deps.Registry.Name(partner)},
+				"pairedAt": p.Created.UTC(),
+			}); err != nil {
+				return err
+			}
 		}
 	}
 	if err := b.deps.KV.Apply(ctx, kv.Op{Key: keyPairUp + p.ID, Value: []byte("1")}); err != nil {
@@ -183,6 +188,14 @@ func (b *Broker) pairCreated(ctx context.Context, p registry.Pair) error {
 	b.markDirty(ledger.PairLog(p.ID)) // trims have passed it over so far
 	b.tellInfo(p)
 	return nil
+}
+
+// pairedEvents are what both users are told of a new pair, in order.
+func pairedEvents(p registry.Pair) []string {
+	if p.ByCode {
+		return []string{"code_used", "pairing_success", "partner_connected"}
+	}
+	return []string{"pairing_success", "partner_connected"}
 }
 
 // pairReady reports whether the app sessions of a pair were made.
@@ -309,8 +322,10 @@ func (b *Broker) event(ctx context.Context, user, name, pair string, data map[st
 // its devices' states. Rights have ended already.
 func (b *Broker) pairRemoved(ctx context.Context, p registry.Pair) error {
 	log := ledger.PairLog(p.ID)
-	if err := b.deps.Ledger.Delete(ctx, log); err != nil {
-		return err
+	for _, log := range []ledger.LogID{log, ledger.LaterLog(p.ID)} {
+		if err := b.deps.Ledger.Delete(ctx, log); err != nil {
+			return err
+		}
 	}
 	for _, s := range b.allSessions() {
 		s.mu.Lock()

@@ -195,7 +195,7 @@ func (b *Broker) presence(userID string) moment.Presence {
 		p.Since = u.since
 	}
 	for c := range u.clients {
-		if c.sess == nil {
+		if c.sess == nil || c.schedules() {
 			continue
 		}
 		name := c.sess.name

@@ -248,7 +248,7 @@ func TestEvents(t *testing.T) {
 			got = append(got, e.Event+" "+e.PairID)
 		}
 		ben.mu.Unlock()
-		if diff := cmp.Diff([]string{"partner_disconnected " + old, "pairing_success " + next.ID}, got); diff != "" {
+		if diff := cmp.Diff([]string{"partner_disconnected " + old, "pairing_success " + next.ID, "partner_connected " + next.ID}, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 		if got := eve.topics(); len(got) > 0 {

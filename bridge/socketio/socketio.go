@@ -118,6 +118,9 @@ func NewServer(cfg Config, log *slog.Logger) (*Server, error) {
 // ServeHTTP answers a request of the protocol.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.engine.ServeHTTP(w, r) }
 
+// AllowOrigins wraps next so that web pages may use it as they may use s.
+func (s *Server) AllowOrigins(next http.Handler) http.Handler { return s.engine.AllowOrigins(next) }
+
 // Len returns the number of connections.
 func (s *Server) Len() int { return s.engine.Len() }
 

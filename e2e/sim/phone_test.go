@@ -56,6 +56,7 @@ type phone struct {
 	confirmed map[string]*receivedReport // by photo id
 	receipts  map[string]map[string]bool // devices that have a photo of ours; "" is the phone
 	partner   *bool                      // partner_presence, the last
+	onlines   int                        // how often partner_presence said online
 	events    []string                   // names of the other events
 }
 
@@ -212,7 +213,7 @@ func (p *phone) handlers() map[string]func(*socketio.Event) {
 		"photo_delivered":  p.photoDelivered,
 		"partner_presence": p.partnerPresence,
 	}
-	for _, name := range []string{"partner_connected", "partner_disconnected", "pairing_success", "auth:revoked", "receive_note"} {
+	for _, name := range []string{"code_used", "partner_connected", "partner_disconnected", "pairing_success", "auth:revoked", "receive_note"} {
 		on[name] = func(e *socketio.Event) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -260,6 +261,9 @@ func (p *phone) partnerPresence(e *socketio.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.partner = &in.IsOnline
+	if in.IsOnline {
+		p.onlines++
+	}
 }
 
 // has reports whether the phone has shown all of ids.
@@ -309,6 +313,13 @@ func (p *phone) seenEvents() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.events)
+}
+
+// wentOnline returns how often the partner was said to be online.
+func (p *phone) wentOnline() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.onlines
 }
 
 // partnerOnline returns what the phone shows of its partner.

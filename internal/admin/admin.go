@@ -52,7 +52,7 @@ type Pair struct {
 	Created time.Time `json:"created"`
 }
 
-func pairOf(p registry.Pair) Pair { return Pair(p) }
+func pairOf(p registry.Pair) Pair { return Pair{p.ID, p.Users, p.Created} }
 
 // Device is a device as it is printed.
 type Device struct {

@@ -149,7 +149,7 @@ func (c Config) broker() broker.Config {
 func (c Config) bridge() bridge.Config {
 	b := c.Bridge
 	b.PhotoBytes = int(c.Limits.PhotoBytes)
-	b.SocketIO.Origins = c.HTTP.Origins
+	b.SocketIO.Origins, b.SocketIO.CORS = c.HTTP.Origins, len(c.HTTP.Origins) > 0
 	b.TrustedProxies = c.HTTP.TrustedProxies
 	b.Auth = c.Auth.bridge()
 	return b

@@ -109,7 +109,7 @@ func New(ctx context.Context, cfg Config, listeners Listeners, log *slog.Logger)
 	}
 	d.bridge, err = bridge.New(d.cfg.bridge(), bridge.Deps{
 		Dial: d.dialBroker, Token: d.bridgeToken, Sign: d.signer.Sign,
-		Verifier: d.verifier, Registry: d.registry, KV: d.db.KV(), Log: log.With("part", "bridge"),
+		Verifier: d.verifier, Registry: d.registry, Ledger: d.ledger, KV: d.db.KV(), Log: log.With("part", "bridge"),
 	})
 	if err != nil {
 		return d, err

@@ -28,7 +28,7 @@ import (
 	"pairsync/internal/moment"
 )
 
-// LogID names one ordered log: "pair:<id>" or "user:<id>".
+// LogID names one ordered log: "pair:<id>", "user:<id>" or "later:<id>".
 type LogID string
 
 // PairLog returns the log of a pair's moments.
@@ -36,6 +36,11 @@ func PairLog(pair string) LogID { return LogID("pair:" + pair) }
 
 // UserLog returns the log of a user's pairing events.
 func UserLog(user string) LogID { return LogID("user:" + user) }
+
+// LaterLog returns the log of the moments that are to go to a pair's log later.
+// The two share one quota, and a moment that waits here has its room there:
+// appending it to the pair's log is never refused with ErrQuota.
+func LaterLog(pair string) LogID { return LogID("later:" + pair) }
 
 // LogOf returns the log that m belongs to.
 func LogOf(m *moment.Moment) LogID {
@@ -50,6 +55,9 @@ func (l LogID) Pair() (id string, ok bool) { return l.cut("pair:") }
 
 // User returns the user's id when l is a user's log, else "".
 func (l LogID) User() (id string, ok bool) { return l.cut("user:") }
+
+// Later returns the pair's id when l is the log of what comes later, else "".
+func (l LogID) Later() (pair string, ok bool) { return l.cut("later:") }
 
 func (l LogID) cut(prefix string) (id string, ok bool) {
 	if id, ok = strings.CutPrefix(string(l), prefix); !ok {

@@ -4,7 +4,7 @@
 // An address may fail a number of times; then it waits 1 s before it may try
 // again, and twice as long after each further failure, up to a minute. It is
 // forgiven after ten minutes without a failure. It keeps nothing on disk, knows
-// no users and no tokens, and its memory is bounded.
+// no tokens, and its memory is bounded.
 package loginlimit
 
 import (
@@ -34,15 +34,20 @@ const (
 )
 
 // Limiter knows the addresses that connect. It is safe for concurrent use.
-type Limiter struct {
-	perSecond float64
-	failures  int
+type Limiter struct{ of *Of[netip.Addr] }
 
-	mu        sync.Mutex // guards the field below
-	addresses map[netip.Addr]*record
+// Of is the same rule for whatever tries: addresses, or users who guess at
+// something. It is safe for concurrent use.
+type Of[K comparable] struct {
+	perSecond        float64
+	failures         int
+	tooMany, tooFast string // for whoever asked
+
+	mu    sync.Mutex // guards the field below
+	known map[K]*record
 }
 
-// record is what is known of one address.
+// record is what is known of one of them.
 type record struct {
 	attempts *rate.Limiter
 	failures int
@@ -53,7 +58,13 @@ type record struct {
 // New returns a limiter that takes so many attempts per second from one
 // address, and makes it wait from so many failures on.
 func New(perSecond float64, failures int) *Limiter {
-	return &Limiter{perSecond: perSecond, failures: failures, addresses: map[netip.Addr]*record{}}
+	return &Limiter{NewOf[netip.Addr](perSecond, failures, "too many failed logins from this address", "too many connects from this address")}
+}
+
+// NewOf is New for others than addresses. The texts say why one that failed too
+// often, and one that tries too fast, has to wait.
+func NewOf[K comparable](perSecond float64, failures int, tooMany, tooFast string) *Of[K] {
+	return &Of[K]{perSecond: perSecond, failures: failures, tooMany: tooMany, tooFast: tooFast, known: map[K]*record{}}
 }
 
 // Refusal says why an address has to wait, in words for whoever asked.
@@ -66,24 +77,33 @@ type Refusal struct {
 func (r *Refusal) Error() string { return r.reason }
 
 // Allow counts an attempt of a and returns nil if its token may be looked at.
-func (l *Limiter) Allow(a netip.Addr) *Refusal {
+func (l *Limiter) Allow(a netip.Addr) *Refusal { return l.of.Allow(Normal(a)) }
+
+// Failed notes that what a showed was refused.
+func (l *Limiter) Failed(a netip.Addr) { l.of.Failed(Normal(a)) }
+
+// Failures returns how often a has failed and was not forgiven.
+func (l *Limiter) Failures(a netip.Addr) int { return l.of.Failures(Normal(a)) }
+
+// Allow counts an attempt of k and returns nil if it may go on.
+func (l *Of[K]) Allow(k K) *Refusal {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, now := l.record(Normal(a)), time.Now()
+	r, now := l.record(k), time.Now()
 	if wait := r.wait.Sub(now); wait > 0 {
-		return &Refusal{wait, fmt.Sprintf("too many failed logins from this address, wait %v", wait.Round(time.Second))}
+		return &Refusal{wait, fmt.Sprintf("%s, wait %v", l.tooMany, wait.Round(time.Second))}
 	}
 	if !r.attempts.AllowN(now, 1) {
-		return &Refusal{time.Second, "too many connects from this address"}
+		return &Refusal{time.Second, l.tooFast}
 	}
 	return nil
 }
 
-// Failed notes that what a showed was refused.
-func (l *Limiter) Failed(a netip.Addr) {
+// Failed notes that what k tried was refused.
+func (l *Of[K]) Failed(k K) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, now := l.record(Normal(a)), time.Now()
+	r, now := l.record(k), time.Now()
 	if now.Sub(r.failed) > Forgiven {
 		r.failures = 0
 	}
@@ -94,42 +114,42 @@ func (l *Limiter) Failed(a netip.Addr) {
 	}
 }
 
-// Failures returns how often a has failed and was not forgiven.
-func (l *Limiter) Failures(a netip.Addr) int {
+// Failures returns how often k has failed and was not forgiven.
+func (l *Of[K]) Failures(k K) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if r := l.addresses[Normal(a)]; r != nil && time.Since(r.failed) <= Forgiven {
+	if r := l.known[k]; r != nil && time.Since(r.failed) <= Forgiven {
 		return r.failures
 	}
 	return 0
 }
 
-// record returns what is known of a, made where needed; mu is held.
-func (l *Limiter) record(a netip.Addr) *record {
-	r := l.addresses[a]
+// record returns what is known of k, made where needed; mu is held.
+func (l *Of[K]) record(k K) *record {
+	r := l.known[k]
 	if r == nil {
-		if len(l.addresses) >= MaxAddresses {
+		if len(l.known) >= MaxAddresses {
 			l.forget(time.Now())
 		}
 		r = &record{attempts: rate.NewLimiter(rate.Limit(l.perSecond), int(l.perSecond*Burst))}
-		l.addresses[a] = r
+		l.known[k] = r
 	}
 	return r
 }
 
 // forget makes room: first go those that were forgiven, then, where an attack
 // has filled the table, any; mu is held.
-func (l *Limiter) forget(now time.Time) {
-	for a, r := range l.addresses {
+func (l *Of[K]) forget(now time.Time) {
+	for k, r := range l.known {
 		if now.Sub(r.failed) > Forgiven {
-			delete(l.addresses, a)
+			delete(l.known, k)
 		}
 	}
-	for a := range l.addresses {
-		if len(l.addresses) < MaxAddresses*3/4 {
+	for k := range l.known {
+		if len(l.known) < MaxAddresses*3/4 {
 			return
 		}
-		delete(l.addresses, a)
+		delete(l.known, k)
 	}
 }
 

@@ -82,8 +82,8 @@ func TestAddressesAreBounded(t *testing.T) {
 		address := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
 		for i := range 3 * MaxAddresses {
 			l.Failed(address(i))
-			if len(l.addresses) > MaxAddresses {
-				t.Fatalf("%d addresses are kept, want at most %d", len(l.addresses), MaxAddresses)
+			if len(l.of.known) > MaxAddresses {
+				t.Fatalf("%d addresses are kept, want at most %d", len(l.of.known), MaxAddresses)
 			}
 		}
 		l = New(100, 1)

@@ -17,8 +17,9 @@ const (
 	PropDevice     = "device"
 	PropMessageID  = "message-id"
 	PropStoredAt   = "stored-at"
-	PropMoment     = "moment"   // on latest/{user} only
-	PropBackfill   = "backfill" // on SUBSCRIBE only
+	PropShowUntil  = "show-until" // when frames hide a photo, RFC 3339; kept in Extra
+	PropMoment     = "moment"     // on latest/{user} only
+	PropBackfill   = "backfill"   // on SUBSCRIBE only
 )
 
 // Limits of what travels beside a payload. They keep the header of an entry
@@ -109,6 +110,23 @@ func (m *Moment) Properties() []Property {
 		add(PropStoredAt, m.StoredAt.UTC().Format(time.RFC3339Nano))
 	}
 	return append(out, m.Extra...)
+}
+
+// ScheduleClientID is the MQTT client id under which the bridge publishes what
+// its user had scheduled. No device id can hold the slash, so it is nobody's.
+const ScheduleClientID = "app-/schedule"
+
+// ShowUntil returns when frames should hide m, or zero for never. A text that
+// is not RFC 3339 says nothing.
+func (m *Moment) ShowUntil() time.Time {
+	for _, p := range m.Extra {
+		if p.Key == PropShowUntil {
+			if at, err := time.Parse(time.RFC3339, p.Value); err == nil {
+				return at
+			}
+		}
+	}
+	return time.Time{}
 }
 
 // clip shortens outside text for an error message.

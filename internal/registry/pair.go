@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"pairsync/internal/kv"
 	"pairsync/internal/moment"
 )
 
@@ -15,6 +16,7 @@ type Pair struct {
 	ID      string
 	Users   [2]string // as they were given to CreatePair
 	Created time.Time // UTC, whole milliseconds
+	ByCode  bool      // Users[1] joined with a code of Users[0]
 }
 
 // Partner returns the other user of the pair; ok is false when user is not
@@ -52,26 +54,39 @@ func (r *Registry) CreatePair(ctx context.Context, a, b string) (Pair, error) {
 			return Pair{}, fmt.Errorf("create pair: user %q is in pair %q: %w", u, p.ID, ErrPaired)
 		}
 	}
-	rec := pairRecord{Users: [2]string{a, b}, Created: now()}
-	var err error
-	if rec.ID, err = r.newID(rec.Created); err != nil {
+	p, err := r.makePair(ctx, a, b, false)
+	if err != nil {
 		return Pair{}, fmt.Errorf("create pair: %w", err)
 	}
+	return p, nil
+}
+
+// makePair makes two users who may be one a pair; with byCode the code of a
+// is used up. The write lock is held.
+func (r *Registry) makePair(ctx context.Context, a, b string, byCode bool) (Pair, error) {
+	rec := pairRecord{Users: [2]string{a, b}, Created: now(), ByCode: byCode}
+	var err error
+	if rec.ID, err = r.newID(rec.Created); err != nil {
+		return Pair{}, err
+	}
 	if _, used := r.pairs[rec.ID]; used {
-		return Pair{}, fmt.Errorf("create pair: id %q was used before: the random source repeats itself", rec.ID)
+		return Pair{}, fmt.Errorf("id %q was used before: the random source repeats itself", rec.ID)
 	}
 	op, err := rec.op()
 	if err != nil {
-		return Pair{}, fmt.Errorf("create pair: %w", err)
+		return Pair{}, err
+	}
+	var ops []kv.Op
+	endCodes := func() {}
+	if byCode {
+		ops, endCodes = r.endCodes(a)
 	}
 	err = r.commit(ctx, func() {
 		r.pairs[rec.ID] = rec
 		r.pairOf[a], r.pairOf[b] = rec.ID, rec.ID
-	}, Change{Kind: PairCreated, Pair: rec.pair()}, op)
-	if err != nil {
-		return Pair{}, fmt.Errorf("create pair: %w", err)
-	}
-	return rec.pair(), nil
+		endCodes()
+	}, Change{Kind: PairCreated, Pair: rec.pair()}, append(ops, op)...)
+	return rec.pair(), err
 }
 
 // RemovePair ends a pair and returns what it was, or ErrNotFound. Its users
@@ -90,12 +105,14 @@ func (r *Registry) RemovePair(ctx context.Context, id string) (Pair, error) {
 	if err != nil {
 		return Pair{}, fmt.Errorf("remove pair: %w", err)
 	}
+	ops, endCodes := r.endCodes(rec.Users[:]...)
 	err = r.commit(ctx, func() {
+		endCodes()
 		r.pairs[id] = rec
 		for _, u := range rec.Users {
 			delete(r.pairOf, u)
 		}
-	}, Change{Kind: PairRemoved, Pair: rec.pair()}, op)
+	}, Change{Kind: PairRemoved, Pair: rec.pair()}, append(ops, op)...)
 	if err != nil {
 		return Pair{}, fmt.Errorf("remove pair %q: %w", id, err)
 	}

@@ -16,6 +16,7 @@ const (
 	keyRoot   = "registry/"
 	keyPair   = keyRoot + "pair/"
 	keyDevice = keyRoot + "device/"
+	keyCode   = keyRoot + "code/"
 	keyUser   = keyRoot + "user/"
 	keyToken  = keyRoot + "token/"
 
@@ -32,9 +33,12 @@ type pairRecord struct {
 	Users   [2]string `json:"users"`
 	Created time.Time `json:"created"`
 	Removed time.Time `json:"removed,omitzero"`
+	ByCode  bool      `json:"byCode,omitempty"`
 }
 
-func (p pairRecord) pair() Pair { return Pair{ID: p.ID, Users: p.Users, Created: p.Created} }
+func (p pairRecord) pair() Pair {
+	return Pair{ID: p.ID, Users: p.Users, Created: p.Created, ByCode: p.ByCode}
+}
 
 type deviceRecord struct {
 	V       int       `json:"v"`
@@ -98,6 +102,8 @@ func (r *Registry) load(key string, value []byte) error {
 		err = r.loadPair(id, value)
 	} else if id, ok := strings.CutPrefix(key, keyDevice); ok {
 		err = r.loadDevice(id, value)
+	} else if id, ok := strings.CutPrefix(key, keyCode); ok {
+		err = r.loadCode(id, value)
 	} else if id, ok := strings.CutPrefix(key, keyUser); ok {
 		err = r.loadUser(id, value)
 	} else if id, ok := strings.CutPrefix(key, keyToken); ok {

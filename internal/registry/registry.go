@@ -1,5 +1,5 @@
 // Package registry keeps who belongs to whom: the users that were seen, the
-// pairs they form, their devices, and what was revoked.
+// pairs they form, the codes that make pairs, their devices, and what was revoked.
 //
 // Everything is in memory and written through to a kv.Store: a change is on
 // disk before anybody can see it, and all of one change or nothing. Reads
@@ -10,6 +10,7 @@
 //
 //	registry/pair/{id}     a pair, also after its end: ids are never reused
 //	registry/device/{id}   a device, also a revoked one
+//	registry/code/{user}   a pairing code that may still be used
 //	registry/user/{id}     last seen name and e-mail, "tokens before" bound
 //	registry/token/{jti}   a revoked token or session (sid), until it has long expired
 //	registry/session/{…}   when a session's token was last seen alive
@@ -61,6 +62,8 @@ type Registry struct {
 	mu       sync.RWMutex // guards the fields below; written only while writing is held
 	pairs    map[string]pairRecord
 	pairOf   map[string]string      // user to the pair's id, present pairs only
+	codes    map[string]PairingCode // by code, old ones too
+	codeOf   map[string]string      // user to code
 	entropy  *ulid.MonotonicEntropy // of new ids; used under the write lock
 	devices  map[string]Device
 	owned    map[string]map[string]bool // ids of devices, by user
@@ -78,6 +81,8 @@ func Open(ctx context.Context, store kv.Store) (*Registry, error) {
 		writing: make(chan struct{}, 1),
 		pairs:   make(map[string]pairRecord),
 		pairOf:  make(map[string]string),
+		codes:   make(map[string]PairingCode),
+		codeOf:  make(map[string]string),
 		entropy: ulid.Monotonic(rand.Reader, 0),
 		devices: make(map[string]Device),
 		owned:   make(map[string]map[string]bool),

@@ -16,6 +16,7 @@ const (
 	DeviceRevoked                       // Device, User
 	TokenRevoked                        // TokenID
 	UserRevoked                         // User
+	CodeMade                            // User: they have a new pairing code
 	UserSeen                            // User: name or e-mail address changed
 )
 
@@ -34,6 +35,8 @@ func (k ChangeKind) String() string {
 		return "token revoked"
 	case UserRevoked:
 		return "user revoked"
+	case CodeMade:
+		return "pairing code made"
 	case UserSeen:
 		return "user seen"
 	}

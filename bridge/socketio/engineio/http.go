@@ -147,6 +147,19 @@ func (s *Server) allowOrigin(h http.Header, r *http.Request) {
 	h.Add("Vary", "Origin")
 }
 
+// AllowOrigins wraps next so that web pages may use it as they may use s: with
+// the same CORS headers, or none.
+func (s *Server) AllowOrigins(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.allowOrigin(w.Header(), r)
+		if r.Method == http.MethodOptions && s.cfg.CORS {
+			s.preflight(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // preflight answers OPTIONS.
 func (s *Server) preflight(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()

@@ -128,6 +128,8 @@ func parseHeader(log ledger.LogID, b []byte) (h header, err error) {
 	}
 	if pair, ok := log.Pair(); ok {
 		h.m.Pair = pair
+	} else if pair, ok := log.Later(); ok {
+		h.m.Pair = pair
 	}
 	return h, nil
 }

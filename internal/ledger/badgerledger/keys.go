@@ -93,9 +93,13 @@ func seqOfValue(v []byte) (ledger.Seq, error) {
 func checkLog(log ledger.LogID) error {
 	id, ok := log.Pair()
 	if !ok {
-		if id, ok = log.User(); !ok {
-			return fmt.Errorf("log %q: neither pair:<id> nor user:<id>", string(log))
-		}
+		id, ok = log.User()
+	}
+	if !ok {
+		id, ok = log.Later()
+	}
+	if !ok {
+		return fmt.Errorf("log %q: neither pair:<id>, user:<id> nor later:<id>", string(log))
 	}
 	if err := moment.CheckID("log", id); err != nil {
 		return fmt.Errorf("log %q: %w", string(log), err)

@@ -140,7 +140,7 @@ func (l *Ledger) checkMoment(log ledger.LogID, m *moment.Moment) error {
 	if err := m.Validate(); err != nil {
 		return err
 	}
-	if own := ledger.LogOf(m); own != log {
+	if own := ledger.LogOf(m); own != log && log != ledger.LaterLog(m.Pair) {
 		return fmt.Errorf("moment %s of log %q: cannot go to log %q", m.Key(), string(own), string(log))
 	}
 	if len(m.MessageID) > maxTextBytes {
@@ -192,7 +192,7 @@ func (a *appending) run(tx *badgerdb.Tx) error {
 			return err
 		}
 	}
-	if err := a.l.checkQuota(s, &a.h); err != nil {
+	if err := a.checkQuota(tx, s); err != nil {
 		return fmt.Errorf("log %q: %w", string(a.log), err)
 	}
 	seq = s.head + 1
@@ -252,23 +252,60 @@ func getSeq(tx *badgerdb.Tx, key []byte) (ledger.Seq, error) {
 	return seqOfValue(v)
 }
 
-// checkQuota refuses what would exceed the quota. Taking something back must
-// work in a full log, and make room in it at once: deletes have a quota of
-// their own, of as many.
-func (l *Ledger) checkQuota(s *state, h *header) error {
-	switch h.m.Kind {
+// checkQuota refuses what would exceed the quota, which a pair's log and what
+// is to go there later share. Taking something back must work in a full log, and
+// make room in it at once: deletes have a quota of their own, of as many.
+func (a *appending) checkQuota(tx *badgerdb.Tx, s *state) error {
+	switch a.m.Kind {
 	case moment.Receipt:
 		return nil
 	case moment.Delete:
-		if s.deletes >= l.cfg.MaxEntries {
+		if s.deletes >= a.l.cfg.MaxEntries {
 			return fmt.Errorf("%d deletes: %w", s.deletes, ledger.ErrQuota)
 		}
 		return nil
 	}
-	if s.entries >= l.cfg.MaxEntries || s.bytes+int64(h.size) > l.cfg.MaxBytes && h.size > 0 {
-		return fmt.Errorf("%d entries of %d bytes: %w", s.entries, s.bytes, ledger.ErrQuota)
+	used, bytes, err := a.reserved(tx)
+	if err != nil || used < 0 {
+		return err
+	}
+	used, bytes = used+s.entries, bytes+s.bytes
+	if used >= a.l.cfg.MaxEntries || bytes+int64(a.h.size) > a.l.cfg.MaxBytes && a.h.size > 0 {
+		return fmt.Errorf("%d entries of %d bytes: %w", used, bytes, ledger.ErrQuota)
 	}
 	return nil
+}
+
+// reserved returns what the log that shares the quota has; -1 entries say that
+// the moment waited there and so has its room already.
+func (a *appending) reserved(tx *badgerdb.Tx) (entries int, bytes int64, err error) {
+	other := ledger.LaterLog(a.m.Pair)
+	switch a.log {
+	case ledger.UserLog(a.m.User):
+		return 0, 0, nil
+	case other:
+		other = ledger.PairLog(a.m.Pair)
+	}
+	s, err := readState(tx, other)
+	if err != nil {
+		return 0, 0, err
+	}
+	if _, waits := other.Later(); waits && s.entries > 0 {
+		seq, err := getSeq(tx, identityKey(recIdentity, other, a.m.User, a.m.Kind, a.m.ID))
+		if err != nil {
+			return 0, 0, err
+		}
+		if seq != 0 {
+			_, err := tx.Get(seqKey(recHeader, other, seq)) // identities outlive their moments
+			if err == nil {
+				return -1, 0, nil
+			}
+			if !errors.Is(err, kv.ErrNotFound) {
+				return 0, 0, err
+			}
+		}
+	}
+	return s.entries, s.bytes, nil
 }
 
 // Watch implements ledger.Ledger.

@@ -65,6 +65,7 @@ func Run(t *testing.T, open func(t *testing.T) (l ledger.Ledger, reopen func() l
 		{"delete while appending", testDeleteRace},
 		{"quota of entries", testQuotaEntries},
 		{"quota of bytes", testQuotaBytes},
+		{"quota of what comes later", testLater},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l, reopen := open(t)
