@@ -233,7 +233,7 @@ func TestNothingIsLeftOnDisk(t *testing.T) {
 		send(moment.Photo, "id-of-pair", "caption-of-pair", strings.Repeat("bytes-of-pair ", 20_000))
 		send(moment.Note, "id-of-note", "", "text-of-note")
 		settle(time.Second)
-		kept := []string{"id-of-pair", "caption-of-pair", "bytes-of-pair", "message-of-id-of-pair", "id-of-note", "text-of-note", "lp" + string(ledger.PairLog(w.pair.ID))}
+		kept := []string{"id-of-pair", "caption-of-pair", "bytes-of-pair", "message-of-id-of-pair", "id-of-note", "text-of-note"} // no keys: tables share the beginnings of theirs
 		gone := []string{"caption-taken-back", "bytes-taken-back", "state-of-the-frame", keyState + w.pair.ID + "/" + device, keySession + "ben/" + device}
 		check := func(when string, there bool, markers []string) {
 			t.Helper()
