@@ -58,7 +58,7 @@ func (w *world) ids() []string { return slices.Sorted(maps.Keys(w.stored(""))) }
 // order, whether the bridge was restarted meanwhile or not, and whether its
 // sender is there or not; frames are told how long to show it.
 func TestSchedule(t *testing.T) {
-	inWorld(t, func(w *world) {
+	inStoredWorld(t, func(w *world) {
 		ana := w.join("ana")
 		begin := time.Now().Truncate(time.Second)
 		at := func(n int) time.Time { return begin.Add(time.Duration(n) * time.Hour) }
@@ -125,7 +125,7 @@ func TestSchedule(t *testing.T) {
 }
 
 func TestScheduleRefuses(t *testing.T) {
-	inWorld(t, func(w *world) {
+	inStoredWorld(t, func(w *world) {
 		ana := w.join("ana")
 		soon := time.Now().Add(time.Hour)
 		for name, tc := range map[string]struct {
@@ -182,7 +182,7 @@ func TestScheduleRefuses(t *testing.T) {
 // TestScheduleTriesAgain: a broker that is away or refuses costs time, no photo;
 // the end of the pair ends the tries.
 func TestScheduleTriesAgain(t *testing.T) {
-	inWorld(t, func(w *world) {
+	inStoredWorld(t, func(w *world) {
 		ana := w.join("ana")
 		tries := 0
 		refuse := func(p mqttlink.Publish) error {

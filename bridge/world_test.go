@@ -19,6 +19,7 @@ import (
 	"pairsync/bridge/socketio"
 	"pairsync/internal/badgerdb"
 	"pairsync/internal/kv/kvtest"
+	"pairsync/internal/ledger"
 	"pairsync/internal/ledger/badgerledger"
 	"pairsync/internal/memnet"
 	"pairsync/internal/moment"
@@ -63,8 +64,28 @@ func (c slowConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// inWorld runs fn in a bubble with a running bridge.
+// inWorld runs fn in a bubble with a running bridge that has no ledger: the
+// real one's timers are too busy for worlds of months.
 func inWorld(t *testing.T, fn func(w *world)) {
+	t.Helper()
+	inBubble(t, fn, false)
+}
+
+// inStoredWorld is inWorld with a ledger, for what is scheduled.
+func inStoredWorld(t *testing.T, fn func(w *world)) {
+	t.Helper()
+	inBubble(t, fn, true)
+}
+
+// noLedger is a ledger in which nothing is.
+type noLedger struct{ ledger.Ledger }
+
+func (noLedger) Logs(context.Context) ([]ledger.LogID, error) { return nil, nil }
+func (noLedger) Remove(context.Context, ledger.LogID, moment.Key) error {
+	return ledger.ErrNotFound
+}
+
+func inBubble(t *testing.T, fn func(w *world), stored bool) {
 	t.Helper()
 	keys, err := token.OpenKeys(t.TempDir())
 	if err != nil {
@@ -75,13 +96,13 @@ func inWorld(t *testing.T, fn func(w *world)) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, keys, clerk)
+		w := newWorld(t, keys, clerk, stored)
 		defer w.end()
 		fn(w)
 	})
 }
 
-func newWorld(t *testing.T, keys, clerk *token.Keys) *world {
+func newWorld(t *testing.T, keys, clerk *token.Keys, stored bool) *world {
 	t.Helper()
 	w := &world{t: t, broker: newFakeBroker(), store: &kvtest.Memory{}, cfg: Default()}
 	var err error
@@ -99,18 +120,20 @@ func newWorld(t *testing.T, keys, clerk *token.Keys) *world {
 	}
 	w.signer, w.clerk = token.NewSigner(keys, "pairsync", "pairsync"), token.NewSigner(clerk, "clerk", "app")
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	if w.db, err = badgerdb.Open(t.TempDir(), badgerdb.Device, slog.New(slog.DiscardHandler)); err != nil {
-		t.Fatal(err)
-	}
-	stored, err := badgerledger.New(w.db, badgerledger.Config{MaxEntries: testQuota}, log)
-	if err != nil {
-		t.Fatal(err)
+	var led ledger.Ledger = noLedger{}
+	if stored {
+		if w.db, err = badgerdb.Open(t.TempDir(), badgerdb.Device, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		if led, err = badgerledger.New(w.db, badgerledger.Config{MaxEntries: testQuota}, log); err != nil {
+			t.Fatal(err)
+		}
 	}
 	w.deps = Deps{
 		Dial:     func(context.Context) (net.Conn, error) { return nil, memnet.ErrRefused },
 		Token:    func(context.Context, string) (string, error) { return "", nil },
 		Sign:     w.signer.Sign,
-		Verifier: verifier, Registry: w.reg, KV: w.store, Ledger: stored,
+		Verifier: verifier, Registry: w.reg, KV: w.store, Ledger: led,
 		Log: log,
 	}
 	w.begin()
@@ -146,6 +169,9 @@ func (w *world) begin() {
 
 func (w *world) end() {
 	w.stop()
+	if w.db == nil {
+		return
+	}
 	if err := w.db.Close(); err != nil {
 		w.t.Error(err)
 	}
