@@ -147,7 +147,7 @@ func (s *split) runBridge(ctx context.Context, g *errgroup.Group, user string) {
 			raw, _, err := s.signer.Sign(token.Principal{User: "bridge", Role: token.RoleBridge}, time.Duration(tokenLife))
 			return raw, err
 		},
-		Sign: s.signer.Sign, Verifier: s.verifier, Registry: s.registry, KV: s.db.KV(), Log: s.w.log.With("who", bridgeHost(user)),
+		Sign: s.signer.Sign, Verifier: s.verifier, Registry: s.registry, KV: s.db.KV(), Ledger: s.ledger, Log: s.w.log.With("who", bridgeHost(user)),
 	})
 	s.w.must(err)
 	g.Go(func() error { return b.Run(ctx) })
